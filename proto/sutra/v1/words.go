@@ -1,0 +1,41 @@
+// Package sutrav1 is the contract of master, agent and client: the generated code, and what people call its values.
+package sutrav1
+
+import (
+	"strconv"
+	"strings"
+)
+
+// Word is the phase as people write it, for example RUNNING.
+func (x Phase) Word() string { return strings.TrimPrefix(x.String(), "PHASE_") }
+
+// Word is the health as people write it, for example READY.
+func (x NodeHealth) Word() string { return strings.TrimPrefix(x.String(), "NODE_HEALTH_") }
+
+// Word is the health as people write it, for example OFFLINE.
+func (x AgentHealth) Word() string { return strings.TrimPrefix(x.String(), "AGENT_HEALTH_") }
+
+// Word is the health as people write it, for example DEGRADED.
+func (x ClusterHealth) Word() string { return strings.TrimPrefix(x.String(), "CLUSTER_HEALTH_") }
+
+// Word is what is wanted as people write it, for example RUNNING.
+func (x Desired) Word() string { return strings.TrimPrefix(x.String(), "DESIRED_") }
+
+// Word is the source as people write it, for example LIVE.
+func (x Source) Word() string { return strings.TrimPrefix(x.String(), "SOURCE_") }
+
+// Ended tells whether the node holds nothing any more: no process, slot, port or path.
+func (x *Node) Ended() bool {
+	return x.GetPhase() == Phase_PHASE_STOPPED || x.GetPhase() == Phase_PHASE_FAILED
+}
+
+// Summary is how a process ended, in a few words.
+func (x *Exit) Summary() string {
+	switch {
+	case x.GetUnknown():
+		return "an exit that nobody saw"
+	case x.GetSignal() != "":
+		return "killed by " + x.GetSignal()
+	}
+	return "exit code " + strconv.Itoa(int(x.GetCode()))
+}
