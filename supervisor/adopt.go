@@ -1,0 +1,75 @@
+package supervisor
+
+import (
+	"os"
+	"slices"
+	"time"
+)
+
+// find returns the unit's process as its record, its control group or its mark say; nil where it doesn't run.
+// The record is the found process's then.
+func (u *Unit) find() (*process, error) {
+	r := &u.record
+	if r.Identity == (Identity{}) {
+		// It was about to be started when its supervisor ended.
+		for _, k := range u.kin() {
+			if id := k.leader(u.s.bootID); id.PID != 0 {
+				r.Identity, r.StartedAt, r.LogStart = id, startTime(id.StartTicks), 0
+				if r.LastExit != nil && r.LastExit.At.After(r.StartedAt) {
+					r.StartedAt = r.LastExit.At // ticks are coarse, and that was before
+				}
+				break
+			}
+		}
+	}
+	fd, err := openIdentity(r.Identity, u.s.bootID)
+	if err != nil || fd < 0 {
+		return nil, err
+	}
+	p := &process{
+		identity: r.Identity, pidfd: os.NewFile(uintptr(fd), "pidfd"), kin: newKin(group{}, u.spec.Mark), exited: make(chan struct{}),
+		startedAt: r.StartedAt, logPath: u.spec.LogPath, logStart: r.LogStart,
+	}
+	// The supervisor before may have had no control groups, or others.
+	if g := u.spec.Cgroups.of(u.spec.ID); g.unified == "" || slices.Contains(g.members(), p.identity.PID) {
+		p.kin.group = g
+	}
+	go p.watch()
+	return p, nil
+}
+
+// kin is where the unit's processes may be found that an earlier supervisor started.
+func (u *Unit) kin() []kin {
+	g := u.spec.Cgroups.of(u.spec.ID)
+	all := []kin{newKin(g, u.spec.Mark)}
+	if g.unified != "" {
+		all = append(all, newKin(group{}, u.spec.Mark))
+	}
+	return all
+}
+
+// leads tells whether a process leads its session, as everything that a supervisor forks does.
+func leads(pid int) bool {
+	st, err := readStat(pid)
+	return err == nil && st.session == pid
+}
+
+// endLeftovers ends what a process left behind that is gone itself, so that its port and its files are free.
+func (u *Unit) endLeftovers() {
+	const patience = 5 * time.Second // as in process.empty
+	giveUp := time.Now().Add(patience)
+	for _, k := range u.kin() {
+		for pause := 200 * time.Microsecond; k.left() && time.Now().Before(giveUp); pause = min(2*pause, 20*time.Millisecond) {
+			k.kill()
+			time.Sleep(pause)
+		}
+		_ = k.group.remove() // it was made for what is gone
+	}
+}
+
+// letGo ends the watching of a process without touching it.
+func (p *process) letGo() {
+	_ = p.pidfd.SetReadDeadline(time.Unix(1, 0)) // wakes watch
+	<-p.exited
+	_ = p.pidfd.Close() // nothing was written
+}

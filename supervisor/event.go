@@ -1,0 +1,104 @@
+package supervisor
+
+import (
+	"fmt"
+	"time"
+)
+
+// Phase is what a unit is doing.
+type Phase int
+
+// The phases.
+const (
+	// Starting: the process runs and isn't ready, or waits for its next start after a crash.
+	Starting Phase = iota
+	Running
+	// CrashLooping: it waits for its next start after one crash too many.
+	CrashLooping
+	Stopping
+	// Stopped: nothing of it is left. Final.
+	Stopped
+	// Failed: its first process ended before it was ready. Nothing of it is left. Final.
+	Failed
+)
+
+func (p Phase) String() string {
+	return [...]string{"starting", "running", "crash-looping", "stopping", "stopped", "failed"}[p]
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	// Code is 0-255, and -1 where the process was ended by a signal, couldn't be started or Unknown is set.
+	Code int
+	// Signal is the name, for example SIGKILL; empty where the process exited by itself.
+	Signal string
+	At     time.Time
+	// Output is the end of what this process wrote, at most 4 KiB.
+	Output string
+	// Unknown: it ended, and the kernel couldn't say how. That is so of processes that were adopted, before Linux 6.15.
+	Unknown bool
+	// Err is why the process couldn't be started; else nil.
+	Err error
+}
+
+func (e *Exit) String() string {
+	switch {
+	case e.Err != nil:
+		return e.Err.Error()
+	case e.Unknown:
+		return "an exit that nobody saw"
+	case e.Signal != "":
+		return "killed by " + e.Signal
+	default:
+		return fmt.Sprintf("exit code %d", e.Code)
+	}
+}
+
+// State is what a unit is doing, at one moment.
+type State struct {
+	Phase Phase
+	// PID is 0 while there is no process.
+	PID int
+	// StartedAt is the start of the current process, or of the last one.
+	StartedAt time.Time
+	// Restarts counts the starts beyond the first.
+	Restarts int
+	// LastExit is how the last process ended; nil while none has. It is never changed.
+	LastExit *Exit
+	// NextStart is when a crashed process is started again; zero while it runs.
+	NextStart time.Time
+}
+
+// Kind is what happened to a unit.
+type Kind int
+
+// The kinds of event.
+const (
+	// ProcessStarted: a process was forked.
+	ProcessStarted Kind = iota
+	// ProcessAdopted: the unit was taken up from its record. State.PID is 0 where its process was gone.
+	ProcessAdopted
+	// ProcessReady: it serves.
+	ProcessReady
+	// ProcessExited: it and its group are gone. State.LastExit says how.
+	ProcessExited
+	// StopEscalated: the stop signal didn't help in time; the group was sent SIGKILL.
+	StopEscalated
+	// RecordLost: the unit's record couldn't be written; Err says why. The unit goes on.
+	RecordLost
+	// UnitEnded: the unit is Stopped or Failed, and no further event follows.
+	UnitEnded
+)
+
+func (k Kind) String() string {
+	return [...]string{"process started", "process adopted", "process ready", "process exited", "stop escalated", "record lost", "unit ended"}[k]
+}
+
+// Event is one thing that happened to a unit, with the state after it.
+type Event struct {
+	ID    string
+	Kind  Kind
+	State State
+	// Err is set where the kind says so.
+	Err error
+}

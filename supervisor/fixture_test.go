@@ -1,0 +1,179 @@
+package supervisor
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+// fixtureEnv makes this test binary a server that behaves as its value says.
+const fixtureEnv = "SUTRA_FIXTURE"
+
+// raceEnv keeps a fixture under the race detector from sleeping a second at its exit.
+const raceEnv = "GORACE=atexit_sleep_ms=0"
+
+func TestMain(m *testing.M) {
+	if mode := os.Getenv(fixtureEnv); mode != "" {
+		if err := fixture(mode, os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, "fixture:", err)
+			os.Exit(99)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// fixture is a server that misbehaves. Those that go on for ever create the file args[0]
+// once they are what they are; a second process of the fixture is told of by its pid there.
+func fixture(mode string, args []string) error {
+	switch mode {
+	case "serve":
+	case "ignore-term":
+		signal.Ignore(unix.SIGTERM)
+	case "slow-term": // finishes its work after the signal, and leaves a mark of that
+		term := make(chan os.Signal, 1)
+		signal.Notify(term, unix.SIGTERM)
+		if err := touch(args[0], ""); err != nil {
+			return err
+		}
+		<-term
+		time.Sleep(200 * time.Millisecond)
+		return touch(args[0]+".finished", "")
+	case "with-child": // args[1] is the child's mode
+		child := again(args[1], args[0]+".child")
+		if err := child.Start(); err != nil {
+			return err
+		}
+		if err := awaitFile(args[0] + ".child"); err != nil {
+			return err
+		}
+		if err := touch(args[0], strconv.Itoa(child.Process.Pid)); err != nil {
+			return err
+		}
+		time.Sleep(time.Hour)
+	case "exit-at-term":
+		term := make(chan os.Signal, 1)
+		signal.Notify(term, unix.SIGTERM)
+		if err := touch(args[0], ""); err != nil {
+			return err
+		}
+		<-term
+		syscall.Exit(3)
+	case "escape": // args[1] is the mode of a grandchild that leads a session of its own, and whose parent is gone
+		if err := again("escape-twice", args...).Run(); err != nil {
+			return err
+		}
+		if err := awaitFile(args[0] + ".child"); err != nil {
+			return err
+		}
+		pid, err := os.ReadFile(args[0] + ".pid")
+		if err != nil {
+			return err
+		}
+		if err := touch(args[0], string(pid)); err != nil {
+			return err
+		}
+		time.Sleep(time.Hour)
+	case "escape-twice":
+		child := again(args[1], args[0]+".child")
+		child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := child.Start(); err != nil {
+			return err
+		}
+		return touch(args[0]+".pid", strconv.Itoa(child.Process.Pid))
+	case "groups": // tells the control groups that it was born into
+		own, err := os.ReadFile("/proc/self/cgroup")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stdout, "%s", own)
+	case "count": // writes lines that tell who wrote them and how many before
+		if err := touch(args[0], ""); err != nil {
+			return err
+		}
+		for i := 0; ; i++ {
+			fmt.Fprintf(os.Stdout, "%d %d\n", os.Getpid(), i)
+			time.Sleep(time.Millisecond)
+		}
+	case "keep":
+		return keep(args)
+	case "supervise":
+		return supervise(args)
+	case "stop-self":
+		if err := unix.Kill(os.Getpid(), unix.SIGSTOP); err != nil {
+			return err
+		}
+	case "exit": // args: the code and what to write to stdout and to stderr
+		fmt.Fprint(os.Stdout, args[1])
+		fmt.Fprint(os.Stderr, args[2])
+		code, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		syscall.Exit(code) // unlike os.Exit, it adds nothing to the output of a build for coverage
+	case "print": // args: how many lines
+		lines, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		fmt.Fprint(os.Stdout, numbered(lines))
+		syscall.Exit(3)
+	case "die": // args: the signal's number
+		sig, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		if err := unix.Kill(os.Getpid(), unix.Signal(sig)); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("unknown mode %q", mode)
+	}
+	if err := touch(args[0], ""); err != nil {
+		return err
+	}
+	time.Sleep(time.Hour)
+	return nil
+}
+
+// again is this fixture once more, with its environment and another mode.
+func again(mode string, args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), fixtureEnv+"="+mode, raceEnv)
+	return cmd
+}
+
+func awaitFile(path string) error {
+	for deadline := time.Now().Add(patience); !exists(path); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("still waiting for %s", path)
+		}
+	}
+	return nil
+}
+
+// touch makes the file appear whole.
+func touch(path, content string) error {
+	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// numbered is a text no two parts of which are the same.
+func numbered(lines int) string {
+	var b strings.Builder
+	for i := range lines {
+		fmt.Fprintf(&b, "line %d\n", i)
+	}
+	return b.String()
+}

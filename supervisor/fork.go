@@ -1,0 +1,76 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// start forks the process of a spec, born into its control group and with its log file as stdout and stderr.
+func start(s *Spec, bootID string) (*process, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open stdin: %w", err)
+	}
+	defer null.Close()
+	log, err := os.OpenFile(s.LogPath, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	defer log.Close()
+	size, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("measure log: %w", err)
+	}
+	group := s.Cgroups.of(s.ID)
+	if err := group.make(); err != nil {
+		return nil, errors.Join(err, group.remove())
+	}
+
+	pidfd := -1
+	attr := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
+	if group.unified != "" {
+		dir, err := os.Open(group.unified)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open control group: %w", err), group.remove())
+		}
+		defer dir.Close()
+		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	}
+	startedAt := time.Now()
+	pid, err := syscall.ForkExec(s.Path, append([]string{filepath.Base(s.Path)}, s.Args...), &syscall.ProcAttr{
+		Dir: s.Dir, Env: s.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd()}, Sys: attr,
+	})
+	if err != nil {
+		_ = group.remove() // it was made for this process alone
+		// The fork's error doesn't say whether it is the directory or the binary that is missing.
+		if _, dirErr := os.Stat(s.Dir); dirErr != nil {
+			return nil, fmt.Errorf("start %s in its directory: %w", s.Path, dirErr)
+		}
+		return nil, fmt.Errorf("start %s: %w", s.Path, err)
+	}
+	if pidfd < 0 {
+		_ = unix.Kill(-pid, unix.SIGKILL) // ours: it isn't reaped yet
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+		return nil, errors.Join(errors.New("the kernel has no pidfd: Linux 5.4 or newer is needed"), group.remove())
+	}
+	// A non-blocking descriptor is waited for by the runtime's poller: a thousand processes
+	// cost a thousand goroutines, not a thousand threads.
+	_ = unix.SetNonblock(pidfd, true)
+	id, err := identify(pid, bootID) // it can't be gone: nobody else reaps it
+	if err != nil {
+		id = Identity{PID: pid}
+	}
+	p := &process{
+		identity: id, child: true, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), kin: newKin(group, s.Mark),
+		startedAt: startedAt, logPath: s.LogPath, logStart: size, exited: make(chan struct{}),
+	}
+	go p.watch()
+	return p, nil
+}

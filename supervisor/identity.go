@@ -1,0 +1,146 @@
+package supervisor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Identity tells a process from every other that had or will have its pid. The zero
+// Identity is nobody's.
+type Identity struct {
+	PID int
+	// StartTicks is when the process started, in clock ticks since the boot (proc(5), stat, field 22).
+	StartTicks uint64
+	// BootID is the host's, drawn by the kernel at each boot.
+	BootID string
+}
+
+// BootID is the kernel's random name for the time since the last boot.
+func BootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// identify reads the identity of a process that can't be reaped meanwhile, or whose pidfd is open.
+func identify(pid int, bootID string) (Identity, error) {
+	st, err := readStat(pid)
+	if err != nil {
+		return Identity{}, err
+	}
+	return Identity{PID: pid, StartTicks: st.startTicks, BootID: bootID}, nil
+}
+
+// startTime is when a process started, as its ticks tell: to a hundredth of a second, and with the clock as it is set now.
+func startTime(ticks uint64) time.Time {
+	var boot unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
+		return time.Now()
+	}
+	const tick = time.Second / 100 // USER_HZ
+	return time.Now().Add(time.Duration(ticks)*tick - time.Duration(boot.Nano()))
+}
+
+func readStat(pid int) (stat, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return stat{}, fmt.Errorf("look at process %d: %w", pid, err)
+	}
+	st, err := parseStat(data)
+	if err != nil {
+		return stat{}, fmt.Errorf("look at process %d: %w", pid, err)
+	}
+	return st, nil
+}
+
+// stat is what is used of /proc/PID/stat.
+type stat struct {
+	// zombie: it has ended, and its parent hasn't asked how.
+	zombie     bool
+	group      int
+	session    int
+	startTicks uint64
+}
+
+// parseStat reads a line of /proc/PID/stat. The name in it may hold anything, parentheses and line breaks
+// included, so that the fields are counted from the last closing one.
+func parseStat(line []byte) (stat, error) {
+	end := bytes.LastIndexByte(line, ')')
+	if end < 0 {
+		return stat{}, errors.New("there is no name in it")
+	}
+	fields := strings.Fields(string(line[end+1:]))
+	const state, group, session, starttime = 0, 5 - 3, 6 - 3, 22 - 3 // numbered from 1 by proc(5); the state, field 3, is the first here
+	if len(fields) <= starttime {
+		return stat{}, fmt.Errorf("it has %d fields after the name", len(fields))
+	}
+	pgrp, err := strconv.Atoi(fields[group])
+	if err != nil {
+		return stat{}, fmt.Errorf("read process group: %w", err)
+	}
+	sid, err := strconv.Atoi(fields[session])
+	if err != nil {
+		return stat{}, fmt.Errorf("read session: %w", err)
+	}
+	ticks, err := strconv.ParseUint(fields[starttime], 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("read start time: %w", err)
+	}
+	return stat{zombie: fields[state] == "Z" || fields[state] == "X", group: pgrp, session: sid, startTicks: ticks}, nil
+}
+
+// openIdentity returns a pidfd of the very process that an identity names, or -1 where that is gone. The
+// pidfd is opened first: what is compared afterwards is the process that it holds.
+func openIdentity(id Identity, bootID string) (pidfd int, err error) {
+	if id.PID <= 0 || id.BootID != bootID {
+		return -1, nil
+	}
+	fd, err := unix.PidfdOpen(id.PID, 0)
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL):
+		return -1, nil // gone, or the number is that of another's thread by now: kernels differ in how they say so
+	case err != nil:
+		return -1, fmt.Errorf("open pidfd of process %d: %w", id.PID, err)
+	}
+	_ = unix.SetNonblock(fd, true) // as in start
+	now, err := identify(id.PID, bootID)
+	if err != nil || now != id || ended(fd, 0) {
+		_ = unix.Close(fd) // nothing was written
+		return -1, nil
+	}
+	return fd, nil
+}
+
+// ended tells whether the process behind a pidfd has ended, after at most wait milliseconds; -1: however long it takes.
+func ended(pidfd, wait int) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, wait)
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0
+		}
+	}
+}
+
+// exitStatus asks the kernel how a process ended that isn't this one's child. known is false while its parent
+// hasn't reaped it, and able is false where the kernel never says: before Linux 6.15.
+func exitStatus(pidfd int) (status unix.WaitStatus, known, able bool) {
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	err := unix.IoctlPidfdInfo(pidfd, &info)
+	switch {
+	case err != nil:
+		return 0, false, false
+	case info.Mask&unix.PIDFD_INFO_EXIT == 0:
+		return 0, false, true
+	}
+	return unix.WaitStatus(info.Exit_code), true, true
+}

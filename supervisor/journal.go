@@ -1,0 +1,28 @@
+package supervisor
+
+import "time"
+
+// Record is what must be known of a unit to take it up again after its supervisor ended.
+type Record struct {
+	// Identity of the current process, or of the last one where LastExit is later than StartedAt. The zero
+	// Identity says that a process was about to be started, and whether it was is found out by the unit's
+	// control group or its mark.
+	Identity  Identity
+	StartedAt time.Time
+	// LogStart is the log's size when the process was started.
+	LogStart int64
+	// EverReady: one of the unit's processes was ready once.
+	EverReady bool
+	// Restarts counts the starts beyond the first, with the one that was about to be.
+	Restarts int
+	// Crashes counts those without a quiet period between.
+	Crashes int
+	// LastExit is how the last process ended; nil while none has.
+	LastExit *Exit
+}
+
+// Journal keeps the units' records where they outlive this process and the host's power.
+type Journal interface {
+	// Save returns once the record is durable. It replaces the unit's earlier one.
+	Save(id string, r Record) error
+}

@@ -1,0 +1,173 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxOutput is how much of a dead process's output is kept.
+const maxOutput = 4 << 10
+
+// process is one process that leads a session, and all that it forked.
+type process struct {
+	identity Identity
+	// child: this process forked it. An adopted one is another's child by now, or came home to this process.
+	child bool
+	// pidfd refers to this process and no other, also when its pid has come to somebody else.
+	pidfd *os.File
+	kin   kin
+	// exited is closed when the leader has ended, or was let go. A child stays a zombie until reap.
+	exited    chan struct{}
+	startedAt time.Time
+
+	logPath string
+	// logStart is the log's size at the start: what lies behind it is this process's or newer.
+	logStart int64
+}
+
+// watch waits until the leader has ended.
+func (p *process) watch() {
+	defer close(p.exited)
+	conn, err := p.pidfd.SyscallConn()
+	if err == nil {
+		err = conn.Read(func(fd uintptr) bool { return ended(int(fd), 0) })
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		// The poller can't hold it: wait in a thread.
+		ended(int(p.pidfd.Fd()), -1)
+	}
+}
+
+// ended tells whether the leader has ended.
+func (p *process) ended() bool { return ended(int(p.pidfd.Fd()), 0) }
+
+// signal sends to the leader's process group, until reap has returned. Through the pidfd it reaches this group
+// or nobody. Before Linux 6.9 it goes by number, and only while the number is surely the leader's.
+func (p *process) signal(sig unix.Signal) error {
+	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), sig, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP)
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	if p.child || !p.ended() {
+		return unix.Kill(-p.identity.PID, sig)
+	}
+	return unix.ESRCH
+}
+
+// kill ends everything that descends from the process. It is repeated until nothing is left: what forks
+// while it is looked for is found the next time.
+func (p *process) kill() {
+	_ = p.signal(unix.SIGKILL) // ESRCH: the session's first group is empty
+	p.kin.kill()
+}
+
+// left tells whether anything that descends from the process, or itself, still runs.
+func (p *process) left() bool {
+	return p.kin.left() || p.signal(0) == nil && groupLives(p.identity.PID)
+}
+
+// groupLives tells whether a process group has more than zombies, which go when their parents see fit.
+func groupLives(pgrp int) bool {
+	for _, pid := range pids() {
+		if st, err := readStat(pid); err == nil && st.group == pgrp && !st.zombie {
+			return true
+		}
+	}
+	return false
+}
+
+// reap takes the exit status of a leader that has ended, and waits until nothing that it forked is
+// left: that is sent sig, where it hasn't got it with the leader's group, and has until grace to end; then it is
+// killed. overstayed tells that it was.
+func (p *process) reap(sig unix.Signal, grace time.Time) (exit *Exit, overstayed bool) {
+	exit = &Exit{Code: -1, At: time.Now()}
+	status, known := p.status()
+	exit.Unknown = !known
+	if known {
+		exit.Code = status.ExitStatus()
+		if status.Signaled() {
+			exit.Signal = signalName(status.Signal())
+		}
+	}
+	overstayed = p.empty(sig, grace)
+	_ = p.pidfd.Close()      // nothing can be done about it
+	_ = p.kin.group.remove() // where somebody can't be killed it stays, and is found by the unit's next process
+	exit.Output = p.output()
+	return exit, overstayed
+}
+
+// status is how the leader ended. Of one that is another's child, the kernel tells once its parent has reaped it.
+func (p *process) status() (status unix.WaitStatus, known bool) {
+	// An orphan may have come home to this process. As long as it isn't reaped the pid is its own.
+	if err := unix.Waitid(unix.P_PIDFD, int(p.pidfd.Fd()), nil, unix.WEXITED|unix.WNOWAIT, nil); err == nil {
+		_, err := unix.Wait4(p.identity.PID, &status, 0, nil)
+		return status, err == nil
+	}
+	// Its parent, the host's first process, may take its time.
+	for pause := time.Millisecond; pause < 2*time.Second; pause *= 2 {
+		status, known, able := exitStatus(int(p.pidfd.Fd()))
+		if known || !able {
+			return status, known
+		}
+		time.Sleep(pause)
+	}
+	return 0, false
+}
+
+// signalName is never empty: real-time signals have a number only.
+func signalName(sig unix.Signal) string {
+	if name := unix.SignalName(sig); name != "" {
+		return name
+	}
+	return fmt.Sprintf("signal %d", int(sig))
+}
+
+// empty waits until nothing is left, and kills what is at grace.
+func (p *process) empty(sig unix.Signal, grace time.Time) (killed bool) {
+	// Killed processes are gone within moments, unless the kernel holds them in a device's wait.
+	const patience = 5 * time.Second
+	var giveUp time.Time
+	// Orphans come to this process where it is a container's first one, and nobody else would reap them.
+	defer func() {
+		for pid := 1; pid > 0; {
+			pid, _ = unix.Wait4(-p.identity.PID, nil, unix.WNOHANG, nil)
+		}
+	}()
+	if time.Now().Before(grace) {
+		p.kin.signal(sig, p.identity.PID)
+	}
+	for pause := 200 * time.Microsecond; p.left(); pause = min(2*pause, 20*time.Millisecond) {
+		switch now := time.Now(); {
+		case killed && now.After(giveUp):
+			return true
+		case !killed && !now.Before(grace):
+			killed, giveUp = true, now.Add(patience)
+			p.kill()
+		case killed:
+			p.kill()
+		}
+		time.Sleep(pause)
+	}
+	return killed
+}
+
+// output returns the end of what the process wrote. The log may be gone or cut: then there is none.
+func (p *process) output() string {
+	f, err := os.Open(p.logPath)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() <= p.logStart {
+		return ""
+	}
+	from := max(p.logStart, info.Size()-maxOutput)
+	buf := make([]byte, info.Size()-from)
+	n, _ := f.ReadAt(buf, from) // io.EOF at a file that was cut meanwhile
+	return string(buf[:n])
+}

@@ -1,0 +1,64 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Spec is how one process is run, again and again.
+type Spec struct {
+	// ID names the unit in events.
+	ID string
+	// Path of the binary, absolute.
+	Path string
+	// Args without the binary's own name.
+	Args []string
+	// Env is the whole environment: nothing is inherited.
+	Env []string
+	// Dir is the working directory, absolute.
+	Dir string
+	// LogPath is the file that the process's stdout and stderr are appended to. It is a file and
+	// not a pipe, so that the process neither blocks nor dies with its supervisor.
+	LogPath string
+	// Ready blocks until the process serves, and returns an error only when ctx ended first. It is
+	// called once for each process. nil: ready as soon as it is started.
+	Ready func(ctx context.Context) error
+	// StopSignal asks the process to end; it goes to its whole group. 0: SIGTERM.
+	StopSignal unix.Signal
+	// StopGrace is how long the group may take after StopSignal before it is killed.
+	StopGrace time.Duration
+	// Mark is an entry of Env, NAME=VALUE, that no other unit on the host has. What bears it descends from this one.
+	Mark string
+	// Cgroups is where the unit gets a control group of its own; the zero Cgroups gives none.
+	Cgroups Cgroups
+	// Restart says when a crashed process is started again.
+	Restart Restart
+}
+
+func (s *Spec) validate() error {
+	for name, path := range map[string]string{"Path": s.Path, "Dir": s.Dir, "LogPath": s.LogPath} {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("spec of %s: %s %q isn't absolute", s.ID, name, path)
+		}
+	}
+	if s.ID == "" {
+		return errors.New("spec without an ID")
+	}
+	if s.StopGrace < 0 {
+		return fmt.Errorf("spec of %s: StopGrace %v is negative", s.ID, s.StopGrace)
+	}
+	return s.Restart.validate()
+}
+
+// stopSignal is the signal that a stop begins with.
+func (s *Spec) stopSignal() unix.Signal {
+	if s.StopSignal == 0 {
+		return unix.SIGTERM
+	}
+	return s.StopSignal
+}
