@@ -1,0 +1,195 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rs/xid"
+	"github.com/sethvargo/go-retry"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+)
+
+const (
+	// firstPause doubles with each retry: 100, 200, 400 ms.
+	firstPause = 100 * time.Millisecond
+	maxRetries = 3
+)
+
+// Channel is the one way to call a grid's server: a grpc.ClientConnInterface that
+// gives every call its policy's deadline, tries retry-safe calls again on
+// UNAVAILABLE and dials anew after each failure of the transport.
+type Channel struct {
+	// peer is what messages call the other end, for example "the master".
+	peer string
+	// unreachable is the reason of a call that got no answer.
+	unreachable Reason
+	link        *link
+	metrics     *Metrics
+}
+
+var _ grpc.ClientConnInterface = (*Channel)(nil)
+
+// Master returns a channel to the master at endpoint (host:port). It connects at the first call.
+func Master(endpoint string, m *Metrics) *Channel {
+	return &Channel{peer: "the master", unreachable: MasterUnreachable, link: newLink(endpoint, m), metrics: m}
+}
+
+// Close drops the connection; calls under way end in UNAVAILABLE.
+func (c *Channel) Close() { c.link.close() }
+
+// Invoke makes one call as its policy says. Errors are *Error.
+func (c *Channel) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	policy, _ := PolicyOf(method)
+	if spawn, ok := args.(*sutrav1.SpawnNodeRequest); ok && spawn.GetRequestId() == "" {
+		// A retry must be the same wish.
+		named := proto.CloneOf(spawn)
+		named.RequestId = xid.New().String()
+		args = named
+	}
+	if policy.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, policy.Timeout)
+		defer cancel()
+	}
+	var last error
+	unsent := true
+	err := retry.Do(ctx, backoff(), func(ctx context.Context) error {
+		if last != nil && c.metrics != nil {
+			c.metrics.retries.WithLabelValues(method).Inc()
+		}
+		last = c.link.invoke(ctx, method, args, reply, opts...)
+		unsent = unsent && undialed(last)
+		if last != nil && policy.RetrySafe && transient(last) {
+			return retry.RetryableError(last)
+		}
+		return last
+	})
+	if err == nil {
+		return nil
+	}
+	if last == nil {
+		last = err // ctx had ended before the first try
+	}
+	e := c.explain(last)
+	e.unsent = unsent
+	return e
+}
+
+// undialed tells whether an error came up before there was a connection: nothing was sent. gRPC has no
+// other mark for it than these words.
+func undialed(err error) bool {
+	return errors.Is(err, errClosed) || broken(err) &&
+		strings.HasPrefix(status.Convert(err).Message(), `connection error: desc = "transport: Error while dialing`)
+}
+
+// NewStream opens a stream. Streams aren't retried: only their caller knows from where.
+func (c *Channel) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	stream, err := c.link.newStream(ctx, desc, method, opts...)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	return stream, nil
+}
+
+// backoff pauses 100, 200 and 400 ms, each shortened by up to a quarter, so that
+// callers which failed together don't come back together. It never adds up to more than 700 ms.
+func backoff() retry.Backoff {
+	steps := retry.WithMaxRetries(maxRetries, retry.NewExponential(firstPause))
+	return retry.BackoffFunc(func() (time.Duration, bool) {
+		pause, stop := steps.Next()
+		return pause - rand.N(pause/4+1), stop
+	})
+}
+
+// transient tells whether the same call may succeed in a moment: nothing answered,
+// or a server answered that it will be ready soon.
+func transient(err error) bool {
+	if status.Code(err) != codes.Unavailable || errors.Is(err, errClosed) {
+		return false
+	}
+	return !answered(err) || AsError(err).RetryAfter > 0
+}
+
+// explain says of a failed call what a person has to know: who was called, where, and why it failed.
+func (c *Channel) explain(err error) *Error {
+	if answered(err) {
+		return AsError(err)
+	}
+	e := AsError(err)
+	switch e.Code() {
+	case codes.Unavailable:
+		e.Reason, e.code = c.unreachable, codes.Unavailable
+		e.Message = "can't reach " + c.peer + " at " + c.link.endpoint + ": " + cause(e.Message)
+	case codes.DeadlineExceeded:
+		e.Message = c.peer + " at " + c.link.endpoint + " didn't answer in time"
+	case codes.Canceled:
+		e.Message = "the call to " + c.peer + " was canceled"
+	case codes.Unimplemented, codes.Unknown:
+		e.Message = "what answers at " + c.link.endpoint + " isn't " + c.peer + ": " + cause(e.Message)
+	case codes.ResourceExhausted:
+		c.explainSize(e)
+	}
+	return e
+}
+
+// tooLarge is how gRPC says, at either end, that a message is longer than its receiver takes.
+var tooLarge = regexp.MustCompile(`larger than max \((\d+) vs\. (\d+)\)`)
+
+// explainSize tells a request that was refused for its size from an answer that was: behind the latter
+// the call has done its work.
+func (c *Channel) explainSize(e *Error) {
+	found := tooLarge.FindStringSubmatch(e.Message)
+	if found == nil {
+		e.Message = c.peer + " at " + c.link.endpoint + " is out of some resource: " + e.Message
+		return
+	}
+	e.Reason = MessageTooLarge
+	size, limit := mebibytes(found[1]), mebibytes(found[2])
+	if found[2] == strconv.Itoa(maxResponse) {
+		e.code = codes.Internal
+		e.Message = fmt.Sprintf("the answer of %s at %s is too large: %s, of which at most %s are read", c.peer, c.link.endpoint, size, limit)
+		return
+	}
+	e.Message = fmt.Sprintf("the request to %s at %s is too large: %s, where at most %s are accepted", c.peer, c.link.endpoint, size, limit)
+	e.Hint = "send less in one request"
+}
+
+// mebibytes is a number of bytes as people read it, rounded up, so that what is over a limit looks so.
+func mebibytes(bytes string) string {
+	n, _ := strconv.ParseFloat(bytes, 64) // digits only
+	return fmt.Sprintf("%.1f MiB", math.Ceil(n/(1<<20)*10)/10)
+}
+
+// wrappers are the layers that gRPC puts around the error of a dial.
+var wrappers = regexp.MustCompile(`^(connection error: desc = "?|transport: |Error while dialing: |error reading server preface: |dial tcp: |dial tcp [^ ]+ |connect: )+`)
+
+// cause strips the transport's wrapping from a message, down to what the system said.
+func cause(message string) string {
+	has := func(words string) bool { return strings.Contains(message, words) }
+	switch {
+	case (has("server preface") || has("write: ")) && (has("EOF") || has("connection reset") || has("broken pipe")):
+		return "what listens there closed the connection at once"
+	case has("server preface") && has("use of closed network connection"):
+		return "what listens there doesn't answer"
+	case has("server preface") || has("not a settings frame") || has("unexpected HTTP status code") || has("unexpected content-type"):
+		return "what listens there doesn't speak gRPC"
+	case has("connection is closing") || has("error reading from server"):
+		return "the connection broke"
+	}
+	return strings.TrimSuffix(wrappers.ReplaceAllString(message, ""), `"`)
+}
+
+// errClosed is what callers get from a channel that was closed before the call.
+var errClosed = status.Error(codes.Unavailable, "the connection was closed")

@@ -1,0 +1,53 @@
+package rpc
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+)
+
+// maxPath is a little less than Linux's PATH_MAX, so that a server finds room for its own files.
+const maxPath = 3800
+
+// CheckStoragePath tells what is wrong with a storage path that isn't empty, before anything is looked at on disk.
+func CheckStoragePath(path string) error {
+	var why string
+	switch {
+	case !filepath.IsAbs(path):
+		why = "must be absolute, for example /var/lib/storage"
+	case slices.Contains(strings.Split(path, "/"), ".."):
+		why = `must not contain ".."`
+	case !utf8.ValidString(path):
+		why = "must be valid UTF-8"
+	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		why = "must not contain control characters"
+	case filepath.Clean(path) == "/":
+		why = "must not be the root folder"
+	case len(path) > maxPath:
+		why = "is too long"
+	default:
+		return nil
+	}
+	return Invalid(Violation{"storage_path", why}).With("storage_path", path)
+}
+
+// Invalid is the error of a request with fields that can't be right.
+func Invalid(violations ...Violation) *Error {
+	said := make([]string, len(violations))
+	for i, v := range violations {
+		said[i] = v.Field + " " + v.Description
+	}
+	return &Error{Reason: InvalidArgument, Message: strings.Join(said, "; "), Violations: violations}
+}
+
+// Exited is the error of a node whose first process ended before it was ready.
+func Exited(n *sutrav1.Node) *Error {
+	e := Errorf(NodeDiedEarly, "node %s on %s started and died before it was ready: %s",
+		n.GetNodeId(), n.GetAgentId(), n.GetLastExit().Summary()).With("node_id", n.GetNodeId()).
+		WithHint("its last output says why, where it wrote any; how it is run stands under profile %s in the agent's file", n.GetProfile())
+	e.Exit = n.GetLastExit()
+	return e
+}
