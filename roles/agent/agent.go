@@ -1,0 +1,236 @@
+// Package agent is the daemon on each host: it runs the nodes that the master asks
+// for and tells it what they do.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/sutra-grid/sutra/config"
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/roles/agent/nodes"
+	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/supervisor"
+)
+
+// Config is what an agent is made of.
+type Config struct {
+	// Home is SUTRA_HOME; the agent's own part of it is agents/AGENT_ID.
+	Home string
+	// File is the agent's validated file.
+	File *config.Agent
+	// Listener is where the master calls. Owned by the agent from New on.
+	Listener net.Listener
+	// Metrics is where /metrics and /healthz are served; nil: nowhere. Owned by the agent from New on.
+	Metrics net.Listener
+	// Binary is the sutra binary, which runs the built-in storage server.
+	Binary string
+	// StopNodes takes the nodes along when the agent ends. Else they run on, and are taken up at its next start.
+	StopNodes bool
+	Version   string
+	Log       zerolog.Logger
+}
+
+// Agent runs the nodes of one host.
+type Agent struct {
+	cfg      Config
+	unlock   func() error
+	registry *prometheus.Registry
+	metrics  *rpc.Metrics
+	self     *sutrav1.Agent
+	nodes    *nodes.Manager
+	link     *link
+}
+
+// New takes the agent's home and prepares everything; Run starts it.
+func New(ctx context.Context, cfg Config) (*Agent, error) {
+	id := cfg.File.AgentID
+	dir := filepath.Join(cfg.Home, "agents", id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the agent's home: %w", err)
+	}
+	unlock, err := config.Lock(filepath.Join(dir, "lock"))
+	if errors.Is(err, config.ErrLocked) {
+		return nil, rpc.Errorf(rpc.AgentIDTaken, "agent %s can't have its home %s: %v", id, dir, err).
+			WithHint("an agent with this agent_id runs on this host; give this one another, or stop that one")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("agent %s can't have its home %s: %w", id, dir, err)
+	}
+	a := &Agent{cfg: cfg, unlock: unlock, registry: prometheus.NewRegistry()}
+	if err := a.build(ctx, dir); err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	return a, nil
+}
+
+func (a *Agent) build(ctx context.Context, dir string) error {
+	file := a.cfg.File
+	instance, err := instanceID(filepath.Join(dir, "instance_id"))
+	if err != nil {
+		return err
+	}
+	masters := file.MasterEndpoints
+	if len(masters) == 0 {
+		masters = []string{config.LocalMaster(a.cfg.Home)}
+	}
+	endpoint, err := advertised(ctx, file.Advertise, a.cfg.Listener.Addr(), masters[0])
+	if err != nil {
+		return err
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("ask for the host's name: %w", err)
+	}
+	var host unix.Sysinfo_t
+	if err := unix.Sysinfo(&host); err != nil {
+		return fmt.Errorf("ask for the host's memory: %w", err)
+	}
+	a.self = &sutrav1.Agent{
+		AgentId: file.AgentID, Hostname: hostname, Endpoint: endpoint, Platform: runtime.GOOS + "/" + runtime.GOARCH,
+		Version: a.cfg.Version, MaxNodes: uint32(file.MaxNodes), Labels: file.Labels,
+		MemoryTotalMb: uint32(host.Totalram * uint64(host.Unit) >> 20), DefaultMemoryMb: uint32(file.DefaultMemoryMB),
+		Profiles: slices.Sorted(maps.Keys(file.Profiles)), InstanceId: instance,
+	}
+
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.metrics = rpc.NewMetrics(a.registry)
+	nodeHost, _, _ := net.SplitHostPort(endpoint) // advertised makes sure of the form
+	groups, lacking := supervisor.OpenCgroups("sutra-" + instance)
+	if lacking != "" {
+		a.cfg.Log.Warn().Msg(lacking)
+	}
+	home, err := filepath.EvalSymlinks(a.cfg.Home)
+	if err != nil {
+		return fmt.Errorf("find the home: %w", err)
+	}
+	a.nodes, err = nodes.New(nodes.Config{
+		Cgroups: groups, Home: home,
+		Agent: a.self, Host: nodeHost, Dir: dir, BasePort: file.BasePort, Profiles: file.Profiles, Builtin: a.cfg.Binary,
+		CheckEvery: file.HealthCheckInterval, Metrics: nodes.NewMetrics(a.registry), Log: a.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	a.nodes.Collect(a.registry)
+	a.link = &link{
+		self: a.self, masters: masters, every: file.HeartbeatInterval, nodes: a.nodes,
+		rpcMetrics: a.metrics, metrics: newLinkMetrics(a.registry), log: a.cfg.Log,
+	}
+	return nil
+}
+
+// Run runs the agent until ctx ends, or until the master refuses it for good. Then it stops its
+// nodes, takes leave of the master and gives its home back.
+func (a *Agent) Run(ctx context.Context) error {
+	log := a.cfg.Log
+	defer func() {
+		if err := a.unlock(); err != nil {
+			log.Warn().Err(err).Msg("home not unlocked")
+		}
+	}()
+	server := rpc.NewServer(log, a.metrics)
+	sutrav1.RegisterGridAgentServer(server, &service{agentID: a.self.GetAgentId(), nodes: a.nodes})
+
+	// What talks outlives what works: while nodes stop, the master can ask for them and hears the last of them.
+	talking, stopTalking := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopTalking()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return rpc.Serve(talking, server, a.cfg.Listener) })
+	if a.cfg.Metrics != nil {
+		group.Go(func() error {
+			return rpc.ServeHTTP(talking, rpc.Observability(a.registry, a.link.healthy), a.cfg.Metrics)
+		})
+		log.Info().Str("http", a.cfg.Metrics.Addr().String()).Msg("serving /metrics and /healthz")
+	}
+	log.Info().Str("version", a.cfg.Version).Str("agent_id", a.self.GetAgentId()).
+		Str("listen", a.cfg.Listener.Addr().String()).Str("advertise", a.self.GetEndpoint()).
+		Int("max_nodes", a.cfg.File.MaxNodes).Msg("agent listening")
+	nodes.WarnOfPorts(log, a.cfg.File.BasePort, a.cfg.File.MaxNodes)
+
+	group.Go(func() error { return a.link.run(talking) })
+	group.Go(func() error {
+		defer stopTalking()
+		err := a.nodes.Run(ctx) // until ctx ends
+		if running := len(a.nodes.List()); running > 0 && a.cfg.StopNodes {
+			log.Info().Int("nodes", running).Msg("stopping nodes")
+		} else if running > 0 {
+			log.Info().Int("nodes", running).Msg("nodes run on; the next start takes them up")
+		}
+		return errors.Join(err, a.nodes.Close(a.cfg.StopNodes))
+	})
+	err := group.Wait()
+	log.Info().Msg("agent stopped")
+	return err
+}
+
+// instanceID reads the random name of this agent's home, or draws one.
+func instanceID(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err == nil && len(data) > 0 {
+		return string(data), nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("read instance id: %w", err)
+	}
+	id := newInstanceID()
+	if err := config.WriteFile(path, []byte(id)); err != nil {
+		return "", fmt.Errorf("write instance id: %w", err)
+	}
+	return id, nil
+}
+
+// advertised is where the master reaches this agent: what the operator says, else the address that this
+// host uses towards the master, at the port that the agent listens on.
+func advertised(ctx context.Context, said string, listen net.Addr, master string) (string, error) {
+	if said != "" {
+		return said, nil
+	}
+	at, ok := listen.(*net.TCPAddr)
+	if !ok {
+		return "", fmt.Errorf("listening on %s, which is no TCP address", listen)
+	}
+	ip := at.IP
+	if ip.IsUnspecified() {
+		ip = localTowards(ctx, master)
+	}
+	return net.JoinHostPort(ip.String(), strconv.Itoa(at.Port)), nil
+}
+
+// localTowards is the address that packets to the master would leave from. Where nobody knows yet, because the
+// network isn't up or the name isn't served, it is the host's first address that others could reach: an
+// agent starts, and looks after its nodes, without its master.
+func localTowards(ctx context.Context, master string) net.IP {
+	// Connecting a UDP socket sends nothing: it only asks the routing table.
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // for a name server that doesn't answer
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", master)
+	if err == nil {
+		defer conn.Close()
+		if local, ok := conn.LocalAddr().(*net.UDPAddr); ok {
+			return local.IP
+		}
+	}
+	addrs, _ := net.InterfaceAddrs() // none is as good as an error
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			return n.IP
+		}
+	}
+	return net.IPv4(127, 0, 0, 1)
+}

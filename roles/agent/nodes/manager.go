@@ -1,0 +1,574 @@
+// Package nodes is the agent's node manager: it admits nodes, gives them ports,
+// paths and command lines, runs them through the supervisor and says what they do.
+package nodes
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sutra-grid/sutra/config"
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/supervisor"
+)
+
+// Config is what the manager runs nodes with. All fields are needed but Metrics.
+type Config struct {
+	// Agent says the limits that nodes are admitted by: agent_id, max_nodes, memory_total_mb, default_memory_mb.
+	Agent *sutrav1.Agent
+	// Host is where the nodes' clients reach this host.
+	Host string
+	// Home is SUTRA_HOME, which no storage path may touch; its symbolic links are resolved.
+	Home string
+	// Dir is the agent's home: data/NODE_ID and logs/NODE_ID.log lie under it.
+	Dir string
+	// BasePort is where the search for a free port begins.
+	BasePort int
+	// Profiles by name; "default" is among them.
+	Profiles map[string]config.Profile
+	// Builtin is the sutra binary itself, which profiles without a binary run.
+	Builtin string
+	// CheckEvery is the pause between two readiness probes of a running node.
+	CheckEvery time.Duration
+	// Cgroups is where nodes get control groups of their own.
+	Cgroups supervisor.Cgroups
+	Metrics *Metrics
+	Log     zerolog.Logger
+}
+
+// Manager runs an agent's nodes.
+type Manager struct {
+	cfg     Config
+	units   *supervisor.Supervisor
+	records records
+
+	// dirty holds a token while something changed that nobody has asked for yet.
+	dirty chan struct{}
+
+	mu       sync.Mutex // guards what follows; no I/O under it
+	entries  map[string]*entry
+	gone     map[string]uint64 // revision at which a node was forgotten, until that was passed on
+	revision uint64            // of the last change
+	closing  bool
+}
+
+// entry is one node from its admission until it is forgotten.
+type entry struct {
+	// launched is closed once either unit or refused is set.
+	launched chan struct{}
+
+	// guarded by Manager.mu
+	spec     *sutrav1.Node // replaced, never changed: what is wanted, with port and path filled in
+	record   supervisor.Record
+	unit     *supervisor.Unit
+	refused  *rpc.Error
+	state    supervisor.State
+	health   sutrav1.NodeHealth
+	trouble  string // why the last probe failed
+	revision uint64
+	awaited  int // callers that wait for the outcome of its start
+
+	files files
+}
+
+// New takes up the nodes that an earlier agent of this home left running, or is to run again.
+func New(cfg Config) (*Manager, error) {
+	m := &Manager{cfg: cfg, dirty: make(chan struct{}, 1), entries: map[string]*entry{}, gone: map[string]uint64{}}
+	var err error
+	if m.units, err = supervisor.New((*journal)(m), m.happened); err != nil {
+		return nil, err
+	}
+	records, kept, aside, err := openRecords(filepath.Join(cfg.Dir, "nodes.db"))
+	if aside == "" && err != nil {
+		return nil, err
+	}
+	m.records = records
+	if aside != "" {
+		cfg.Log.Error().Err(err).Str("put_aside", aside).
+			Msg("the records of this agent's nodes are damaged; they are made anew from the processes that run")
+	}
+	m.restore(append(kept, m.unrecorded(kept)...))
+	return m, nil
+}
+
+// Dirty yields once after one or more changes.
+func (m *Manager) Dirty() <-chan struct{} { return m.dirty }
+
+// Spawn runs a node and waits until it is ready, has died or ctx ends; in the last
+// case the node goes on starting. A node_id that is known already isn't run again:
+// its outcome is awaited.
+func (m *Manager) Spawn(ctx context.Context, want *sutrav1.Node) (*sutrav1.Node, error) {
+	e, isNew, err := m.admit(want)
+	if err != nil {
+		return nil, err
+	}
+	if isNew {
+		m.launch(e) // not to be broken off: a caller that hangs up leaves a whole node, not half of one
+	}
+	return m.await(ctx, e)
+}
+
+// admit takes a node in, with its slot, port and path, or returns the entry that has its id.
+func (m *Manager) admit(want *sutrav1.Node) (e *entry, isNew bool, err error) {
+	id := want.GetNodeId()
+	if _, ok := m.cfg.Profiles[want.GetProfile()]; !ok {
+		return nil, false, m.unknownProfile(want.GetProfile())
+	}
+	spec := proto.CloneOf(want)
+	if spec.GetMemoryLimitMb() == 0 {
+		spec.MemoryLimitMb = m.cfg.Agent.GetDefaultMemoryMb()
+	}
+	if spec.StoragePath, err = m.storagePath(spec); err != nil {
+		return nil, false, err
+	}
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e = m.entries[id]; e != nil {
+		return e, false, nil
+	}
+	if m.closing {
+		return nil, false, rpc.Errorf(rpc.ShuttingDown, "agent %s is shutting down", m.cfg.Agent.GetAgentId())
+	}
+	if misfit := rpc.Fit(m.cfg.Agent, m.live(), spec); misfit != nil {
+		return nil, false, misfit
+	}
+	spec.Desired = sutrav1.Desired_DESIRED_RUNNING
+	e = &entry{launched: make(chan struct{}), spec: spec, health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY}
+	m.entries[id] = e
+	m.touch(e)
+	return e, true, nil
+}
+
+// live returns the nodes that hold a slot. Needs mu.
+func (m *Manager) live() []*sutrav1.Node {
+	nodes := make([]*sutrav1.Node, 0, len(m.entries))
+	for _, e := range m.entries {
+		if e.state.Phase != supervisor.Failed {
+			nodes = append(nodes, e.spec)
+		}
+	}
+	return nodes
+}
+
+// launch brings an admitted entry to its first process, or takes it back.
+func (m *Manager) launch(e *entry) {
+	unit, err := m.start(e)
+	if err != nil {
+		m.erase(e)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil {
+		e.refused = rpc.AsError(err)
+		m.forget(e)
+	} else {
+		e.unit = unit
+	}
+	close(e.launched)
+}
+
+// start does what may take time: files, port, fork. Nothing of it is left where it fails.
+func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
+	profile := m.cfg.Profiles[e.spec.GetProfile()]
+	began := time.Now()
+	binary, err := m.binary(profile)
+	if err != nil {
+		return nil, err
+	}
+	if e.files, err = prepare(e.spec.GetStoragePath(), m.logPath(e.spec.GetNodeId())); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			e.files.undo()
+		}
+	}()
+	if err := m.takePort(e); err != nil {
+		return nil, err
+	}
+	m.cfg.Metrics.stage("prepare", began)
+
+	began = time.Now()
+	spec, err := m.spec(e, profile, binary)
+	if err != nil {
+		return nil, err
+	}
+	unit, err = m.units.Start(spec)
+	if err != nil {
+		return nil, rpc.Errorf(rpc.BinaryUnusable, "node %s can't be started: %v", e.spec.GetNodeId(), err).
+			With("node_id", e.spec.GetNodeId()).
+			WithHint("correct storage_binary of profile %s in the agent's file, and restart the agent", e.spec.GetProfile())
+	}
+	m.cfg.Metrics.stage("fork", began)
+	return unit, nil
+}
+
+// await waits for the outcome of an entry's start.
+func (m *Manager) await(ctx context.Context, e *entry) (*sutrav1.Node, error) {
+	m.mu.Lock()
+	e.awaited++
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		e.awaited--
+		m.mu.Unlock()
+	}()
+	began := time.Now()
+	select {
+	case <-e.launched:
+	case <-ctx.Done():
+		return nil, m.notReadyYet(e)
+	}
+	if e.refused != nil {
+		return nil, e.refused
+	}
+	select {
+	case <-e.unit.Settled():
+	case <-ctx.Done():
+		return nil, m.notReadyYet(e)
+	}
+	m.cfg.Metrics.stage("ready", began)
+
+	m.mu.Lock()
+	state, node, stopping := e.state, m.view(e), e.stopping()
+	m.mu.Unlock()
+	if state.Phase == supervisor.Failed && ctx.Err() == nil {
+		m.drop(e) // the caller is told; where there is none, the node stays to be looked at
+	}
+	switch {
+	case state.Phase == supervisor.Failed:
+		return nil, rpc.Exited(node)
+	case stopping:
+		return nil, rpc.Errorf(rpc.StoppedMeanwhile, "node %s was stopped while it was starting", node.GetNodeId()).
+			With("node_id", node.GetNodeId())
+	case state.Phase == supervisor.Starting && ended(e.unit): // let go: nobody here waits for it any more
+		return nil, m.notReadyYet(e)
+	default:
+		return node, nil
+	}
+}
+
+func (m *Manager) notReadyYet(e *entry) *rpc.Error {
+	id := e.spec.GetNodeId()
+	return rpc.Errorf(rpc.NotReadyYet, "node %s was started and isn't ready yet", id).With("node_id", id).
+		WithHint("it goes on starting: sutra node-status --node %s", id)
+}
+
+// ended tells whether nobody supervises a unit any more.
+func ended(u *supervisor.Unit) bool {
+	select {
+	case <-u.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// happened takes in one event of an entry's unit.
+func (m *Manager) happened(ev supervisor.Event) {
+	m.mu.Lock()
+	e := m.entries[ev.ID]
+	m.mu.Unlock()
+	if e == nil {
+		return // forgotten while its unit's last words were on their way
+	}
+	stopped := ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Stopped
+	if stopped {
+		m.erase(e)
+	}
+	m.mu.Lock()
+	told := e.awaited > 0
+	m.mu.Unlock()
+	if ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Failed && told {
+		// The spawn fails, and nothing stays of it. Where nobody waits any more the node may have served somebody: its
+		// files stay. All this while the entry holds its path: the next one there has files of its own.
+		e.files.undo()
+	}
+	m.mu.Lock()
+	e.state = ev.State
+	switch ev.Kind {
+	case supervisor.ProcessReady:
+		e.health, e.trouble = sutrav1.NodeHealth_NODE_HEALTH_READY, ""
+	case supervisor.StopEscalated, supervisor.RecordLost:
+	default:
+		e.health = sutrav1.NodeHealth_NODE_HEALTH_NOT_READY
+	}
+	m.touch(e)
+	if stopped {
+		m.forget(e)
+	}
+	m.mu.Unlock()
+
+	if ev.Kind == supervisor.ProcessStarted && ev.State.Restarts > 0 {
+		m.cfg.Metrics.restarted(e.spec.GetProfile())
+	}
+	log := m.cfg.Log.With().Str("node_id", ev.ID).Int("pid", ev.State.PID).Logger()
+	switch ev.Kind {
+	case supervisor.ProcessStarted:
+		log.Info().Int("restarts", ev.State.Restarts).Msg("node started")
+	case supervisor.ProcessAdopted:
+		log.Info().Int("restarts", ev.State.Restarts).Stringer("phase", ev.State.Phase).Msg("node taken up")
+	case supervisor.RecordLost:
+		log.Error().Err(ev.Err).Msg("node's record not written; it is found by its control group or its mark after the agent's next start")
+	case supervisor.ProcessReady:
+		log.Info().Msg("node ready")
+	case supervisor.ProcessExited:
+		log.Warn().Stringer("exit", ev.State.LastExit).Stringer("phase", ev.State.Phase).
+			Time("next_start", ev.State.NextStart).Msg("node crashed; it will be restarted")
+	case supervisor.StopEscalated:
+		log.Warn().Msg("node didn't stop in its grace; killed")
+	case supervisor.UnitEnded:
+		log.Info().Stringer("phase", ev.State.Phase).Stringer("exit", exitOf(ev.State)).Msg("node ended")
+	}
+}
+
+// Stop ends a node, forgets it and returns its last state; nil where there is no
+// such node. An error means that ctx ended first: the stop goes on.
+func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
+	m.mu.Lock()
+	e := m.entries[id]
+	m.mu.Unlock()
+	if e == nil {
+		return nil, nil
+	}
+	select {
+	case <-e.launched:
+	case <-ctx.Done():
+		return nil, stillRunning(id)
+	}
+	if e.refused != nil {
+		return nil, nil
+	}
+	// Wanted is written down before anything is done: after a crash the stop goes on.
+	m.mu.Lock()
+	spec := proto.CloneOf(e.spec)
+	spec.Desired = sutrav1.Desired_DESIRED_STOPPED
+	e.spec = spec
+	record := recordMessage(spec, e.record)
+	m.mu.Unlock()
+	if err := m.records.save(record); err != nil {
+		m.cfg.Log.Warn().Err(err).Msg("stop not written down; it is done all the same")
+	}
+	e.unit.Stop()
+	m.mu.Lock()
+	m.touch(e) // STOPPING is news
+	m.mu.Unlock()
+	select {
+	case <-e.unit.Done():
+	case <-ctx.Done():
+		return nil, stillRunning(id)
+	}
+	if phase := e.unit.State().Phase; phase != supervisor.Stopped && phase != supervisor.Failed {
+		// It was let go before it took notice.
+		return nil, rpc.Errorf(rpc.StillRunning, "node %s hasn't ended: its agent is shutting down", id).With("node_id", id).
+			WithHint("its stop is noted, and done at the agent's next start: sutra node-status --node %s", id)
+	}
+	m.drop(e)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.view(e), nil
+}
+
+func stillRunning(id string) *rpc.Error {
+	return rpc.Errorf(rpc.StillRunning, "node %s hasn't ended yet", id).With("node_id", id).
+		WithHint("it is killed when its profile's stop_grace_secs is over: sutra node-status --node %s", id)
+}
+
+// Get returns what a node does now.
+func (m *Manager) Get(id string) (*sutrav1.Node, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.entries[id]
+	if e == nil {
+		return nil, false
+	}
+	return m.view(e), true
+}
+
+// List returns what all nodes do now, by id.
+func (m *Manager) List() []*sutrav1.Node {
+	nodes, _, _ := m.Changes(0)
+	return nodes
+}
+
+// Changes returns the nodes that changed after a revision (0: all of them), those that
+// were forgotten after it, and the revision that this brings the caller to. What was
+// forgotten at or before since is dropped: the caller has passed it on.
+func (m *Manager) Changes(since uint64) (changed []*sutrav1.Node, gone []string, now uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range m.entries {
+		if e.revision > since {
+			changed = append(changed, m.view(e))
+		}
+	}
+	for id, at := range m.gone {
+		switch {
+		case at > since:
+			gone = append(gone, id)
+		default:
+			delete(m.gone, id)
+		}
+	}
+	slices.SortFunc(changed, func(a, b *sutrav1.Node) int { return strings.Compare(a.GetNodeId(), b.GetNodeId()) })
+	slices.Sort(gone)
+	return changed, gone, m.revision
+}
+
+// Close ends the supervision, and the nodes as well where stop is set; else they run on, and the next agent of this
+// home takes them up. It waits until that is done. No node is admitted any more.
+func (m *Manager) Close(stop bool) error {
+	m.mu.Lock()
+	m.closing = true
+	entries := make([]*entry, 0, len(m.entries))
+	for _, e := range m.entries {
+		entries = append(entries, e)
+	}
+	m.mu.Unlock()
+	for _, e := range entries {
+		<-e.launched
+		switch {
+		case e.unit == nil:
+		case stop:
+			e.unit.Stop()
+		default:
+			e.unit.Release()
+		}
+	}
+	for _, e := range entries {
+		if e.unit != nil {
+			<-e.unit.Done()
+		}
+	}
+	if stop {
+		if err := m.cfg.Cgroups.Remove(); err != nil {
+			m.cfg.Log.Warn().Err(err).Msg("control groups not removed")
+		}
+	}
+	return m.records.db.Close()
+}
+
+// erase removes an entry's record. Before the entry is forgotten: what is free isn't on record any more.
+func (m *Manager) erase(e *entry) {
+	if err := m.records.remove(e.spec.GetNodeId()); err != nil {
+		m.cfg.Log.Warn().Err(err).Str("node_id", e.spec.GetNodeId()).Msg("record of an ended node not removed")
+	}
+}
+
+// drop erases and forgets an entry.
+func (m *Manager) drop(e *entry) {
+	m.mu.Lock()
+	known := m.entries[e.spec.GetNodeId()] == e
+	m.mu.Unlock()
+	if !known {
+		return
+	}
+	m.erase(e)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forget(e)
+}
+
+// forget drops an entry; its slot, port and path are free. Needs mu.
+func (m *Manager) forget(e *entry) {
+	id := e.spec.GetNodeId()
+	if m.entries[id] != e {
+		return
+	}
+	delete(m.entries, id)
+	m.touch(e)
+	m.gone[id] = e.revision
+}
+
+// touch marks an entry as changed. Needs mu.
+func (m *Manager) touch(e *entry) {
+	m.revision++
+	e.revision = m.revision
+	select {
+	case m.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// view says what an entry's node does. Needs mu.
+func (m *Manager) view(e *entry) *sutrav1.Node {
+	n := proto.CloneOf(e.spec)
+	s := e.state
+	n.Phase = phaseOf(s.Phase)
+	if e.stopping() && !n.Ended() {
+		n.Phase = sutrav1.Phase_PHASE_STOPPING
+	}
+	n.Health = e.health
+	n.Pid = int32(s.PID)
+	n.RestartCount = uint32(s.Restarts)
+	n.Revision = e.revision
+	n.Reason = e.reason()
+	n.LastExit = exitMessage(s.LastExit)
+	n.StartedAt = nil
+	if s.PID != 0 {
+		n.StartedAt = timestamppb.New(s.StartedAt)
+	}
+	if n.GetPort() != 0 {
+		n.Endpoint = m.endpoint(n.GetPort())
+	}
+	return n
+}
+
+// stopping tells whether the node is to end, or has ended so. Needs Manager.mu.
+func (e *entry) stopping() bool {
+	return e.spec.GetDesired() == sutrav1.Desired_DESIRED_STOPPED || e.state.Phase == supervisor.Stopping || e.state.Phase == supervisor.Stopped
+}
+
+func (e *entry) reason() string {
+	s := e.state
+	switch {
+	case s.Phase == supervisor.CrashLooping:
+		return "crashes again and again, last by " + s.LastExit.String() + "; next start at " + s.NextStart.UTC().Format(time.TimeOnly) + " UTC"
+	case s.Phase == supervisor.Failed:
+		return "ended before it was ready: " + s.LastExit.String()
+	case s.Phase == supervisor.Starting && s.LastExit != nil:
+		return "restarts after " + s.LastExit.String()
+	case s.Phase == supervisor.Running && !e.stopping():
+		return e.trouble
+	}
+	return ""
+}
+
+func phaseOf(p supervisor.Phase) sutrav1.Phase {
+	return map[supervisor.Phase]sutrav1.Phase{
+		supervisor.Starting:     sutrav1.Phase_PHASE_STARTING,
+		supervisor.Running:      sutrav1.Phase_PHASE_RUNNING,
+		supervisor.CrashLooping: sutrav1.Phase_PHASE_CRASH_LOOP,
+		supervisor.Stopping:     sutrav1.Phase_PHASE_STOPPING,
+		supervisor.Stopped:      sutrav1.Phase_PHASE_STOPPED,
+		supervisor.Failed:       sutrav1.Phase_PHASE_FAILED,
+	}[p]
+}
+
+func exitMessage(e *supervisor.Exit) *sutrav1.Exit {
+	if e == nil {
+		return nil
+	}
+	out := strings.ToValidUTF8(e.Output, "\uFFFD")
+	if e.Err != nil {
+		out = e.Err.Error()
+	}
+	return &sutrav1.Exit{Code: int32(e.Code), Unknown: e.Unknown, Signal: e.Signal, At: timestamppb.New(e.At), Output: out}
+}
+
+// exitOf is a state's last exit for the log; one that never had a process has none.
+func exitOf(s supervisor.State) *supervisor.Exit {
+	if s.LastExit == nil {
+		return &supervisor.Exit{At: s.StartedAt}
+	}
+	return s.LastExit
+}

@@ -1,0 +1,129 @@
+package nodes
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/supervisor"
+)
+
+var recordsBucket = []byte("nodes")
+
+// records are the nodes' records on disk, by node id. Saves that come together share an fsync.
+type records struct{ db *bbolt.DB }
+
+// openRecords opens the file, or makes it. One that can't be read is put aside, under the name that is returned
+// with an error that says what was wrong with it.
+func openRecords(path string) (r records, all []*sutrav1.ProcessRecord, aside string, err error) {
+	r, all, err = tryRecords(path)
+	if !errors.Is(err, errDamaged) {
+		return r, all, "", err
+	}
+	aside = fmt.Sprintf("%s.damaged-%d", path, time.Now().Unix())
+	if mv := os.Rename(path, aside); mv != nil {
+		return records{}, nil, "", errors.Join(err, mv)
+	}
+	fresh, _, again := tryRecords(path)
+	if again != nil {
+		return records{}, nil, aside, again
+	}
+	return fresh, nil, aside, err
+}
+
+// errDamaged marks a file whose content makes no sense.
+var errDamaged = errors.New("the file is damaged")
+
+func tryRecords(path string) (r records, all []*sutrav1.ProcessRecord, err error) {
+	// A file that is shorter than it says faults where it is read.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil { // bbolt panics on pages that make no sense
+			r, all, err = records{}, nil, fmt.Errorf("%w: %v", errDamaged, p)
+		}
+	}()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		// What the system doesn't object to, bbolt objects to the content of.
+		if errno := unix.Errno(0); !errors.As(err, &errno) && !errors.Is(err, bolterrors.ErrTimeout) {
+			err = fmt.Errorf("%w: %w", errDamaged, err)
+		}
+		return records{}, nil, fmt.Errorf("open records %s: %w", path, err)
+	}
+	db.MaxBatchDelay = 0
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(recordsBucket)
+		if err != nil {
+			return err
+		}
+		return b.ForEach(func(id, value []byte) error {
+			rec := &sutrav1.ProcessRecord{}
+			if err := proto.Unmarshal(value, rec); err != nil {
+				return fmt.Errorf("%w: the record of %q can't be read: %w", errDamaged, id, err)
+			}
+			if of := rec.GetNode().GetNodeId(); of != string(id) {
+				return fmt.Errorf("%w: the record of %q is one of %q", errDamaged, id, of)
+			}
+			all = append(all, rec)
+			return nil
+		})
+	})
+	if err != nil {
+		return records{}, nil, errors.Join(fmt.Errorf("read records %s: %w", path, err), db.Close())
+	}
+	return records{db: db}, all, nil
+}
+
+func (r records) save(rec *sutrav1.ProcessRecord) error {
+	data, err := proto.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("encode record: %w", err)
+	}
+	err = r.db.Batch(func(tx *bbolt.Tx) error {
+		return tx.Bucket(recordsBucket).Put([]byte(rec.GetNode().GetNodeId()), data)
+	})
+	if err != nil {
+		return fmt.Errorf("write record of %s: %w", rec.GetNode().GetNodeId(), err)
+	}
+	return nil
+}
+
+func (r records) remove(id string) error {
+	return r.db.Batch(func(tx *bbolt.Tx) error { return tx.Bucket(recordsBucket).Delete([]byte(id)) })
+}
+
+// recordMessage is how a unit's record is written.
+func recordMessage(node *sutrav1.Node, r supervisor.Record) *sutrav1.ProcessRecord {
+	rec := &sutrav1.ProcessRecord{
+		Node: node, Pid: int32(r.Identity.PID), StartTicks: r.Identity.StartTicks, BootId: r.Identity.BootID, LogStart: r.LogStart,
+		EverReady: r.EverReady, Restarts: uint32(r.Restarts), Crashes: uint32(r.Crashes), LastExit: exitMessage(r.LastExit),
+	}
+	if !r.StartedAt.IsZero() {
+		rec.StartedAt = timestamppb.New(r.StartedAt)
+	}
+	return rec
+}
+
+// recordOf is the unit's record that was written so.
+func recordOf(rec *sutrav1.ProcessRecord) supervisor.Record {
+	r := supervisor.Record{
+		Identity: supervisor.Identity{PID: int(rec.GetPid()), StartTicks: rec.GetStartTicks(), BootID: rec.GetBootId()},
+		LogStart: rec.GetLogStart(), EverReady: rec.GetEverReady(), Restarts: int(rec.GetRestarts()), Crashes: int(rec.GetCrashes()),
+	}
+	if rec.GetStartedAt() != nil {
+		r.StartedAt = rec.GetStartedAt().AsTime()
+	}
+	if e := rec.GetLastExit(); e != nil {
+		r.LastExit = &supervisor.Exit{Code: int(e.GetCode()), Signal: e.GetSignal(), Unknown: e.GetUnknown(), At: e.GetAt().AsTime(), Output: e.GetOutput()}
+	}
+	return r
+}

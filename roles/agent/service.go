@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sutra-grid/sutra/config"
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/roles/agent/nodes"
+	"github.com/sutra-grid/sutra/rpc"
+)
+
+// service is what the master calls.
+type service struct {
+	sutrav1.UnimplementedGridAgentServer
+	agentID string
+	nodes   *nodes.Manager
+}
+
+func (s *service) SpawnNode(ctx context.Context, req *sutrav1.GridAgentSpawnNodeRequest) (*sutrav1.GridAgentSpawnNodeResponse, error) {
+	if err := config.ValidID("", req.GetNode().GetNodeId()); err != nil {
+		return nil, rpc.Invalid(rpc.Violation{Field: "node.node_id", Description: err.Error()})
+	}
+	if err := s.meant(req.GetNode().GetAgentId()); err != nil {
+		return nil, err
+	}
+	node, err := s.nodes.Spawn(ctx, req.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	return &sutrav1.GridAgentSpawnNodeResponse{Node: node}, nil
+}
+
+// meant refuses a call that is for another agent: this one has come to its address.
+func (s *service) meant(agentID string) error {
+	if agentID == s.agentID {
+		return nil
+	}
+	return rpc.Errorf(rpc.WrongAgent, "the call is meant for agent %q, and this is %s", agentID, s.agentID).With("agent_id", s.agentID).
+		WithHint("two agents share one address, or one has moved; check advertise in their files")
+}
+
+func (s *service) StopNode(ctx context.Context, req *sutrav1.GridAgentStopNodeRequest) (*sutrav1.GridAgentStopNodeResponse, error) {
+	if err := s.meant(req.GetAgentId()); err != nil {
+		return nil, err
+	}
+	node, err := s.nodes.Stop(ctx, req.GetNodeId())
+	if err != nil {
+		return nil, err
+	}
+	return &sutrav1.GridAgentStopNodeResponse{Node: node}, nil
+}
+
+func (s *service) GetNodeStatus(_ context.Context, req *sutrav1.GridAgentGetNodeStatusRequest) (*sutrav1.GridAgentGetNodeStatusResponse, error) {
+	if err := s.meant(req.GetAgentId()); err != nil {
+		return nil, err
+	}
+	node, ok := s.nodes.Get(req.GetNodeId())
+	if !ok {
+		return nil, rpc.Errorf(rpc.NodeNotFound, "agent %s runs no node %s", s.agentID, req.GetNodeId()).With("node_id", req.GetNodeId())
+	}
+	return &sutrav1.GridAgentGetNodeStatusResponse{Node: node, ObservedAt: timestamppb.Now()}, nil
+}
+
+func (s *service) ListNodes(_ context.Context, req *sutrav1.GridAgentListNodesRequest) (*sutrav1.GridAgentListNodesResponse, error) {
+	if err := s.meant(req.GetAgentId()); err != nil {
+		return nil, err
+	}
+	return &sutrav1.GridAgentListNodesResponse{Nodes: s.nodes.List()}, nil
+}
