@@ -1,0 +1,87 @@
+package master
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"google.golang.org/grpc/peer"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
+)
+
+func (s *service) RegisterAgent(ctx context.Context, req *sutrav1.RegisterAgentRequest) (*sutrav1.RegisterAgentResponse, error) {
+	a := req.GetAgent()
+	var bad checks
+	bad.id("agent.agent_id", a.GetAgentId())
+	bad.id("agent.instance_id", a.GetInstanceId())
+	var from net.Addr
+	if caller, ok := peer.FromContext(ctx); ok {
+		from = caller.Addr
+	}
+	if why := address(a.GetEndpoint(), from); why != "" {
+		bad.add("agent.endpoint", "%s", why)
+	}
+	if a.GetMaxNodes() == 0 {
+		bad.add("agent.max_nodes", "must be at least 1")
+	}
+	if every := req.GetHeartbeatInterval().AsDuration(); every <= 0 || every >= s.thresholds.Degraded {
+		bad.add("heartbeat_interval", "%v must be positive and shorter than %v, after which the master calls a silent agent DEGRADED",
+			every, s.thresholds.Degraded)
+	}
+	if err := bad.err(); err != nil {
+		return nil, err
+	}
+
+	claim, err := s.registry.Claim(a, time.Now())
+	if err != nil {
+		s.log.Warn().Err(err).Str("agent_id", a.GetAgentId()).Str("endpoint", a.GetEndpoint()).Msg("registration refused")
+		return nil, err
+	}
+	if err := s.store.SaveAgent(ctx, claim); err != nil {
+		s.registry.Release(claim)
+		return nil, persisted(err)
+	}
+	s.registry.Register(claim, req.GetNodes(), time.Now())
+	s.log.Info().Str("agent_id", a.GetAgentId()).Str("endpoint", a.GetEndpoint()).Str("hostname", a.GetHostname()).
+		Uint64("epoch", claim.GetEpoch()).Int("nodes", len(req.GetNodes())).Msg("agent registered")
+	return &sutrav1.RegisterAgentResponse{GridId: s.store.GridID(), Epoch: claim.GetEpoch(), MasterVersion: s.version}, nil
+}
+
+func (s *service) Heartbeat(_ context.Context, req *sutrav1.HeartbeatRequest) (*sutrav1.HeartbeatResponse, error) {
+	wantFull, err := s.registry.Beat(req, time.Now())
+	s.metrics.beat(err)
+	if err != nil {
+		return nil, err
+	}
+	return &sutrav1.HeartbeatResponse{WantFull: wantFull}, nil
+}
+
+func (s *service) UnregisterAgent(_ context.Context, req *sutrav1.UnregisterAgentRequest) (*sutrav1.UnregisterAgentResponse, error) {
+	if s.registry.Unregister(req.GetAgentId(), req.GetEpoch()) {
+		s.pool.Drop(req.GetAgentId())
+		s.log.Info().Str("agent_id", req.GetAgentId()).Msg("agent took its leave")
+	}
+	return &sutrav1.UnregisterAgentResponse{}, nil
+}
+
+func (s *service) ListAgents(context.Context, *sutrav1.ListAgentsRequest) (*sutrav1.ListAgentsResponse, error) {
+	return &sutrav1.ListAgentsResponse{Agents: s.registry.Agents(time.Now())}, nil
+}
+
+// knownAgent refuses the name of an agent that isn't registered; no name is right.
+func (s *service) knownAgent(id string) error {
+	if id == "" {
+		return nil
+	}
+	var bad checks
+	bad.id("agent_id", id)
+	if err := bad.err(); err != nil {
+		return err
+	}
+	if _, err := s.registry.Callable(id, time.Now()); rpc.ReasonOf(err) == rpc.AgentNotRegistered {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+// Package master decides what runs where: it knows the agents, keeps what is
+// wanted, calls the agents and answers the clients.
+package master
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sutra-grid/sutra/config"
+	"github.com/sutra-grid/sutra/health"
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/roles/master/reconcile"
+	"github.com/sutra-grid/sutra/roles/master/registry"
+	"github.com/sutra-grid/sutra/roles/master/store"
+	"github.com/sutra-grid/sutra/rpc"
+)
+
+const (
+	// watchEvery is how often agents' silences are looked at.
+	watchEvery = 250 * time.Millisecond
+	// pruneEvery is how often ended nodes and old tombstones are cleared away.
+	pruneEvery = 10 * time.Minute
+	// endedFor is how long an ended node is shown; its request id is known for as long.
+	endedFor = 24 * time.Hour
+	// tombstoneFor is how long an agent may be away and still be told that its node was removed.
+	tombstoneFor = 30 * 24 * time.Hour
+)
+
+// Config is what a master is made of.
+type Config struct {
+	// Home is SUTRA_HOME; the master's own part of it is master/.
+	Home string
+	// Listener is where agents and clients call. Owned by the master from New on.
+	Listener net.Listener
+	// HTTP is where /metrics and /healthz are served; nil: nowhere. Owned by the master from New on.
+	HTTP net.Listener
+	// Thresholds of the agents' silence.
+	Thresholds health.Thresholds
+	Version    string
+	Log        zerolog.Logger
+}
+
+// Master is one master of a grid.
+type Master struct {
+	cfg      Config
+	metrics  *prometheus.Registry
+	rpc      *rpc.Metrics
+	store    *store.Store
+	registry *registry.Registry
+	pool     *rpc.Pool
+	service  *service
+}
+
+// New opens the master's home, with all that was wanted before, and starts to wait for the agents.
+func New(ctx context.Context, cfg Config) (*Master, error) {
+	if err := cfg.Thresholds.Validate(); err != nil {
+		return nil, err
+	}
+	st, err := store.Open(ctx, store.Config{Dir: filepath.Join(cfg.Home, "master"), Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	state, err := st.Load(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load what is wanted: %w", orClose(err, st))
+	}
+	started := time.Now()
+	m := &Master{cfg: cfg, metrics: prometheus.NewRegistry(), store: st, registry: registry.New(cfg.Thresholds)}
+	m.registry.Load(state.Agents, state.Nodes, state.Tombstones, started)
+
+	m.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.rpc = rpc.NewMetrics(m.metrics)
+	m.pool = rpc.NewPool(m.rpc)
+	m.service = &service{
+		store: st, registry: m.registry, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
+		thresholds: cfg.Thresholds, version: cfg.Version, started: started, log: cfg.Log,
+	}
+	cfg.Log.Info().Str("version", cfg.Version).Str("grid_id", st.GridID()).Int("agents", len(state.Agents)).
+		Int("nodes", len(state.Nodes)).Str("home", cfg.Home).Msg("master starting")
+	return m, nil
+}
+
+// Run works until ctx ends or the store fails.
+func (m *Master) Run(ctx context.Context) (err error) {
+	log := m.cfg.Log
+	defer func() { err = orClose(err, m.store) }()
+	defer m.pool.Close()
+
+	local := config.Local{Endpoint: reachable(m.cfg.Listener.Addr()), PID: os.Getpid()}
+	if m.cfg.HTTP != nil {
+		local.HTTP = reachable(m.cfg.HTTP.Addr())
+	}
+	withdraw, err := config.Announce(m.cfg.Home, "master", local)
+	if err != nil {
+		return fmt.Errorf("announce the master on this host: %w", err)
+	}
+	defer func() {
+		if err := withdraw(); err != nil {
+			log.Warn().Err(err).Msg("announcement not withdrawn")
+		}
+	}()
+
+	server := rpc.NewServer(log, m.rpc)
+	sutrav1.RegisterGridMasterServer(server, m.service)
+	driver := &reconcile.Driver{Registry: m.registry, Actor: m.service, Log: log}
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return rpc.Serve(ctx, server, m.cfg.Listener) })
+	if m.cfg.HTTP != nil {
+		group.Go(func() error {
+			return rpc.ServeHTTP(ctx, rpc.Observability(m.metrics, m.store.Healthy), m.cfg.HTTP)
+		})
+	}
+	group.Go(func() error { return driver.Run(ctx) })
+	group.Go(func() error { return m.watch(ctx) })
+	group.Go(func() error { return m.prune(ctx) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-m.store.Err():
+			return fmt.Errorf("the store failed: %w", err)
+		}
+	})
+	log.Info().Str("listen", m.cfg.Listener.Addr().String()).Str("http", local.HTTP).Msg("master listening")
+	err = group.Wait()
+	log.Info().Msg("master stopped")
+	return err
+}
+
+// watch tells of agents whose health changes.
+func (m *Master) watch(ctx context.Context) error {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		if stood := m.registry.Watch(time.Now()); stood > 0 {
+			m.cfg.Log.Warn().Dur("stood_ms", stood).Msg("this master stood still; that time isn't held against the agents")
+		}
+		for _, t := range m.registry.Transitions(time.Now()) {
+			event := m.cfg.Log.Info()
+			if t.To == health.Degraded || t.To == health.Offline {
+				event = m.cfg.Log.Warn()
+			}
+			event.Str("agent_id", t.AgentID).Stringer("from", t.From).Stringer("to", t.To).Msg("agent is " + t.To.String() + ", " + t.Silence)
+			if t.To == health.Offline {
+				m.pool.Drop(t.AgentID)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// prune clears away what ended long ago.
+func (m *Master) prune(ctx context.Context) error {
+	tick := time.NewTicker(pruneEvery)
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		ended, tombs := now.Add(-endedFor), now.Add(-tombstoneFor)
+		switch count, err := m.store.Prune(ctx, ended, tombs); {
+		case err != nil && ctx.Err() == nil:
+			m.cfg.Log.Warn().Err(err).Msg("ended nodes not pruned")
+		case err == nil:
+			m.registry.Prune(ended, tombs)
+			if count > 0 {
+				m.cfg.Log.Info().Int("records", count).Msg("pruned ended nodes")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// orClose closes the store; the first trouble is the one that counts.
+func orClose(err error, st *store.Store) error {
+	if closing := st.Close(); err == nil && closing != nil {
+		return fmt.Errorf("close the store: %w", closing)
+	}
+	return err
+}
+
+// reachable is where a role of the same host reaches a listener.
+func reachable(addr net.Addr) string {
+	at, ok := addr.(*net.TCPAddr)
+	if !ok || !at.IP.IsUnspecified() {
+		return addr.String()
+	}
+	return net.JoinHostPort("127.0.0.1", fmt.Sprint(at.Port))
+}

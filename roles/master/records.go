@@ -1,0 +1,91 @@
+package master
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
+)
+
+// cleanupTime bounds what is written down although the call's own time is over.
+const cleanupTime = 5 * time.Second
+
+// change replaces a node's record, on disk and then in memory, by what edit makes of a copy; it writes
+// nothing where edit returns false. It returns the record that is in force afterwards. Changes of one node
+// follow each other; those of different nodes share etcd's batches.
+func (s *service) change(ctx context.Context, id string, edit func(rec *sutrav1.NodeRecord) bool) (*sutrav1.NodeRecord, error) {
+	release, ok, err := s.registry.Ticket(ctx, id)
+	if err != nil {
+		return nil, tooLate(id)
+	}
+	if !ok {
+		return nil, nodeNotFound(id)
+	}
+	defer release()
+	current, ok := s.registry.Record(id)
+	if !ok {
+		return nil, nodeNotFound(id)
+	}
+	next := proto.CloneOf(current)
+	if !edit(next) {
+		return current, nil
+	}
+	if err := s.store.SaveNode(ctx, next); err != nil {
+		return nil, persisted(err)
+	}
+	s.registry.Put(next)
+	return next, nil
+}
+
+// end writes down that a node has ended, and how.
+func (s *service) end(ctx context.Context, id string, phase sutrav1.Phase, exit *sutrav1.Exit, reason string) (*sutrav1.NodeRecord, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	return s.change(ctx, id, func(rec *sutrav1.NodeRecord) bool {
+		n := rec.GetNode()
+		if n.Ended() {
+			return false
+		}
+		n.Phase, n.Desired, n.LastExit, n.Reason = phase, sutrav1.Desired_DESIRED_STOPPED, exit, reason
+		n.Generation++
+		rec.EndedAt = timestamppb.Now()
+		return true
+	})
+}
+
+// undo removes a node that isn't and won't be, without a trace, unless it was stopped meanwhile: then
+// whoever stops it brings it to its end.
+func (s *service) undo(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	release, ok, err := s.registry.Ticket(ctx, id)
+	if err != nil || !ok {
+		return
+	}
+	defer release()
+	rec, ok := s.registry.Record(id)
+	if !ok || rec.GetConfirmed() || rec.GetNode().GetDesired() != sutrav1.Desired_DESIRED_RUNNING {
+		return
+	}
+	if err := s.store.ForgetNode(ctx, id); err != nil {
+		s.log.Warn().Err(err).Str("node_id", id).Msg("record of a failed spawn not removed yet; trying on")
+		s.registry.Discard(id)
+		return
+	}
+	s.registry.Drop(id)
+}
+
+// tooLate is the error of a call whose time ran out while it waited for another one on the same node.
+func tooLate(id string) *rpc.Error {
+	return rpc.Errorf(rpc.TimedOut, "another call on node %s took all of this one's time", id).With("node_id", id).
+		WithHint("see what it does: sutra node-status --node %s", id)
+}
+
+func nodeNotFound(id string) *rpc.Error {
+	return rpc.Errorf(rpc.NodeNotFound, "there is no node %s", id).With("node_id", id).
+		WithHint("see which nodes there are: sutra list-nodes --all")
+}

@@ -1,0 +1,120 @@
+package master
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/roles/master/registry"
+	"github.com/sutra-grid/sutra/rpc"
+)
+
+// maxReasons bounds what GetClusterStatus explains.
+const maxReasons = 10
+
+// GetNodeStatus asks the node's agent; where that can't answer, it gives the last known state and says why.
+func (s *service) GetNodeStatus(ctx context.Context, req *sutrav1.GetNodeStatusRequest) (*sutrav1.GetNodeStatusResponse, error) {
+	id := req.GetNodeId()
+	var bad checks
+	bad.id("node_id", id)
+	if err := bad.err(); err != nil {
+		return nil, err
+	}
+	view, ok := s.registry.Node(id, time.Now())
+	switch {
+	case !ok && s.registry.Removed(id):
+		return nil, rpc.Errorf(rpc.NodeNotFound, "node %s was removed", id).With("node_id", id)
+	case !ok:
+		return nil, nodeNotFound(id)
+	case view.Ended:
+		return cached(view, "the node has ended"), nil
+	case req.GetCachedOnly():
+		return cached(view, "asked for"), nil
+	}
+	client, err := s.agentClient(view.Node.GetAgentId())
+	if err != nil {
+		return cached(view, err.Error()), nil
+	}
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	resp, err := client.GetNodeStatus(ctx, &sutrav1.GridAgentGetNodeStatusRequest{NodeId: id, AgentId: view.Node.GetAgentId()})
+	if err != nil {
+		if now, ok := s.registry.Node(id, time.Now()); ok {
+			view = now // it may have changed while the agent was asked
+		}
+		return cached(view, err.Error()), nil
+	}
+	s.registry.Observe(resp.GetNode(), time.Now())
+	if view, ok = s.registry.Node(id, time.Now()); !ok {
+		return nil, nodeNotFound(id)
+	}
+	return &sutrav1.GetNodeStatusResponse{
+		Node: view.Node, Source: sutrav1.Source_SOURCE_LIVE, ObservedAt: view.Node.GetObservedAt(),
+	}, nil
+}
+
+func cached(v registry.View, reason string) *sutrav1.GetNodeStatusResponse {
+	return &sutrav1.GetNodeStatusResponse{
+		Node: v.Node, Source: sutrav1.Source_SOURCE_CACHED, ObservedAt: v.Node.GetObservedAt(), Reason: reason,
+	}
+}
+
+func (s *service) ListNodes(_ context.Context, req *sutrav1.ListNodesRequest) (*sutrav1.ListNodesResponse, error) {
+	if err := s.knownAgent(req.GetAgentId()); err != nil {
+		return nil, err
+	}
+	views := s.registry.Nodes(req.GetAgentId(), req.GetIncludeEnded(), time.Now())
+	resp := &sutrav1.ListNodesResponse{}
+	for _, v := range views {
+		resp.Nodes = append(resp.Nodes, v.Node)
+	}
+	return resp, nil
+}
+
+func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusRequest) (*sutrav1.GetClusterStatusResponse, error) {
+	now := time.Now()
+	resp := &sutrav1.GetClusterStatusResponse{
+		GridId: s.store.GridID(), Version: s.version, StartedAt: timestamppb.New(s.started),
+		AgentsByHealth: map[string]uint32{}, NodesByPhase: map[string]uint32{},
+	}
+	usable := false
+	for _, a := range s.registry.Agents(now) {
+		resp.AgentsByHealth[a.GetHealth().Word()]++
+		resp.MaxNodes += a.GetMaxNodes()
+		resp.SlotsTaken += a.GetNodeCount()
+		switch a.GetHealth() {
+		case sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY:
+			usable = true
+		default:
+			resp.Reasons = append(resp.Reasons, fmt.Sprintf("agent %s is %s", a.GetAgentId(), a.GetHealth().Word()))
+		}
+	}
+	for _, v := range s.registry.Nodes("", false, now) {
+		n := v.Node
+		resp.NodesByPhase[n.GetPhase().Word()]++
+		switch n.GetPhase() {
+		case sutrav1.Phase_PHASE_FAILED, sutrav1.Phase_PHASE_CRASH_LOOP, sutrav1.Phase_PHASE_UNKNOWN:
+			resp.Reasons = append(resp.Reasons, fmt.Sprintf("node %s is %s: %s", n.GetNodeId(), n.GetPhase().Word(), n.GetReason()))
+		case sutrav1.Phase_PHASE_RUNNING:
+			if n.GetHealth() == sutrav1.NodeHealth_NODE_HEALTH_NOT_READY {
+				resp.Reasons = append(resp.Reasons, fmt.Sprintf("node %s isn't ready: %s", n.GetNodeId(), n.GetReason()))
+			}
+		}
+	}
+	switch {
+	case !usable:
+		resp.Health = sutrav1.ClusterHealth_CLUSTER_HEALTH_DOWN
+		resp.Reasons = append([]string{"no agent is HEALTHY"}, resp.Reasons...)
+	case len(resp.Reasons) > 0:
+		resp.Health = sutrav1.ClusterHealth_CLUSTER_HEALTH_DEGRADED
+	default:
+		resp.Health = sutrav1.ClusterHealth_CLUSTER_HEALTH_HEALTHY
+	}
+	if more := len(resp.Reasons) - maxReasons; more > 0 {
+		resp.Reasons = append(resp.Reasons[:maxReasons-1], fmt.Sprintf("and %d more", more+1))
+	}
+	return resp, nil
+}

@@ -1,0 +1,140 @@
+package master
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
+)
+
+// StopNode: persist that the node is to be stopped, have its agent end it, write down how it ended.
+func (s *service) StopNode(ctx context.Context, req *sutrav1.StopNodeRequest) (*sutrav1.StopNodeResponse, error) {
+	id := req.GetNodeId()
+	var bad checks
+	bad.id("node_id", id)
+	if req.GetAgentId() != "" {
+		bad.id("agent_id", req.GetAgentId())
+	}
+	if err := bad.err(); err != nil {
+		return nil, err
+	}
+	view, ok := s.registry.Node(id, time.Now())
+	if !ok {
+		return &sutrav1.StopNodeResponse{AlreadyStopped: true}, nil
+	}
+	if asked, is := req.GetAgentId(), view.Node.GetAgentId(); asked != "" && asked != is {
+		return nil, rpc.Errorf(rpc.WrongAgent, "node %s is on agent %s, not on %s", id, is, asked).
+			With("node_id", id).With("agent_id", is).WithHint("leave out --agent: the node says where it is")
+	}
+	if !view.Wanted {
+		return s.stopUnrecorded(ctx, view.Node)
+	}
+	if view.Ended {
+		return &sutrav1.StopNodeResponse{Node: view.Node, AlreadyStopped: true}, nil
+	}
+
+	defer s.registry.Begin(id)()
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	rec, err := s.change(ctx, id, func(rec *sutrav1.NodeRecord) bool {
+		if rec.GetNode().GetDesired() == sutrav1.Desired_DESIRED_STOPPED {
+			return false
+		}
+		rec.Node.Desired = sutrav1.Desired_DESIRED_STOPPED
+		rec.Node.Generation++
+		return true
+	})
+	if rpc.ReasonOf(err) == rpc.NodeNotFound {
+		return &sutrav1.StopNodeResponse{AlreadyStopped: true}, nil // its spawn was undone at this moment
+	}
+	if err != nil {
+		return nil, err
+	}
+	node, err := s.stop(ctx, rec)
+	if err != nil {
+		e := rpc.AsError(err).With("node_id", id)
+		if !rpc.Refused(e) {
+			e.Message += "; the stop is noted and will be done"
+			_ = e.WithHint("see how far it is: sutra node-status --node %s", id)
+		}
+		return nil, e
+	}
+	return &sutrav1.StopNodeResponse{Node: node}, nil
+}
+
+// stopUnrecorded ends a node that its agent runs and this master has no record of. Its tombstone keeps it from being
+// adopted.
+func (s *service) stopUnrecorded(ctx context.Context, node *sutrav1.Node) (*sutrav1.StopNodeResponse, error) {
+	rec := &sutrav1.NodeRecord{Node: proto.CloneOf(node), EndedAt: timestamppb.Now()}
+	if err := s.store.BuryNode(ctx, rec); err != nil {
+		return nil, persisted(err)
+	}
+	s.registry.Bury(rec)
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	last, err := s.stopAtAgent(ctx, node.GetNodeId(), node.GetAgentId())
+	if err != nil {
+		return nil, rpc.AsError(err).With("node_id", node.GetNodeId())
+	}
+	return &sutrav1.StopNodeResponse{Node: last, AlreadyStopped: last == nil}, nil
+}
+
+// stop has the agent end a node that is recorded as to be stopped. To call it again is safe.
+func (s *service) stop(ctx context.Context, rec *sutrav1.NodeRecord) (*sutrav1.Node, error) {
+	id := rec.GetNode().GetNodeId()
+	last, err := s.stopAtAgent(ctx, id, rec.GetNode().GetAgentId())
+	if err != nil {
+		return nil, err
+	}
+	ended, err := s.end(ctx, id, sutrav1.Phase_PHASE_STOPPED, last.GetLastExit(), "")
+	if err != nil {
+		return nil, err
+	}
+	return ended.GetNode(), nil
+}
+
+// stopAtAgent ends whatever the agent runs under an id, and returns its last state; nil where it ran nothing.
+func (s *service) stopAtAgent(ctx context.Context, id, agentID string) (*sutrav1.Node, error) {
+	client, err := s.agentClient(agentID)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.StopNode(ctx, &sutrav1.GridAgentStopNodeRequest{NodeId: id, AgentId: agentID})
+	if err != nil {
+		return nil, err
+	}
+	s.registry.Gone(id)
+	return resp.GetNode(), nil
+}
+
+// RemoveNode replaces an ended node's record by its tombstone.
+func (s *service) RemoveNode(ctx context.Context, req *sutrav1.RemoveNodeRequest) (*sutrav1.RemoveNodeResponse, error) {
+	id := req.GetNodeId()
+	var bad checks
+	bad.id("node_id", id)
+	if err := bad.err(); err != nil {
+		return nil, err
+	}
+	release, ok, err := s.registry.Ticket(ctx, id)
+	if err != nil {
+		return nil, tooLate(id)
+	}
+	if !ok {
+		return &sutrav1.RemoveNodeResponse{AlreadyRemoved: true}, nil
+	}
+	defer release()
+	rec, ok := s.registry.Record(id)
+	if !ok || !rec.GetNode().Ended() {
+		return nil, rpc.Errorf(rpc.NodeStillLive, "node %s hasn't ended", id).With("node_id", id).
+			WithHint("stop it first: sutra stop --node %s", id)
+	}
+	if err := s.store.BuryNode(ctx, rec); err != nil {
+		return nil, persisted(err)
+	}
+	s.registry.Bury(rec)
+	return &sutrav1.RemoveNodeResponse{}, nil
+}
