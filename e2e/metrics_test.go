@@ -1,0 +1,210 @@
+package e2e_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/sutra-grid/sutra/e2e/harness"
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
+)
+
+// fetch gets a page.
+func fetch(t *testing.T, url string) (code int, body string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(data)
+}
+
+// series reads a /metrics page: values by what stands before them.
+func series(t *testing.T, at string) map[string]float64 {
+	t.Helper()
+	code, body := fetch(t, "http://"+at+"/metrics")
+	if code != http.StatusOK {
+		t.Fatalf("/metrics of %s: %d\n%s", at, code, body)
+	}
+	values := map[string]float64{}
+	for line := range strings.Lines(body) {
+		cut := strings.LastIndexByte(strings.TrimSpace(line), ' ')
+		if cut < 0 || line[0] == '#' {
+			continue
+		}
+		v, err := strconv.ParseFloat(strings.TrimSpace(line[cut:]), 64)
+		if err != nil {
+			t.Fatalf("/metrics of %s: %q: %v", at, line, err)
+		}
+		values[line[:cut]] = v
+	}
+	return values
+}
+
+// wantSeries compares some series of a page.
+func wantSeries(got, want map[string]float64) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if v, ok := got[name]; !ok || v != want[name] {
+			errs = append(errs, fmt.Errorf("%s is %v (there: %v), want %v", name, v, ok, want[name]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// promtool lets Prometheus's own linter read a page.
+func promtool(t *testing.T, at string) {
+	t.Helper()
+	_, body := fetch(t, "http://"+at+"/metrics")
+	cmd := exec.Command("promtool", "check", "metrics")
+	cmd.Stdin = strings.NewReader(body)
+	if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
+		t.Errorf("promtool check metrics of %s: %v\n%s", at, err, out)
+	}
+}
+
+// handled is the labels of a call that ended with a code, call those of all calls of a method.
+func handled(service, method, code string) string {
+	return fmt.Sprintf(`{grpc_code=%q,grpc_method=%q,grpc_service="sutra.v1.%s",grpc_type="unary"}`, code, method, service)
+}
+
+func call(service, method, more string) string {
+	return fmt.Sprintf(`{grpc_method=%q,grpc_service="sutra.v1.%s",grpc_type="unary"%s}`, method, service, more)
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	harness.Need(t, "promtool")
+	g := harness.New(t)
+	g.StartMaster("--degraded-after", "3s", "--offline-after", "8s")
+	agentHTTP := fmt.Sprintf("127.0.0.1:%d", g.FreePort())
+	monitoring := "[monitoring]\nheartbeat_interval_secs = 1\nmetrics_listen = \"" + agentHTTP + "\"\n"
+	agent := g.StartAgent("a1", badProfiles+monitoring)
+	gone := g.StartAgent("a2", badProfiles+"[monitoring]\nheartbeat_interval_secs = 1\n")
+
+	for _, at := range []string{g.HTTP, agentHTTP} {
+		if code, body := fetch(t, "http://"+at+"/healthz"); code != http.StatusOK || body != "ok\n" {
+			t.Errorf("/healthz of %s: %d %q", at, code, body)
+		}
+		if code, _ := fetch(t, "http://"+at+"/other"); code != http.StatusNotFound {
+			t.Errorf("/other of %s: %d", at, code)
+		}
+		resp, err := http.Post("http://"+at+"/metrics", "text/plain", strings.NewReader("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close() // nothing is read
+		if resp.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("POST /metrics of %s: %d", at, resp.StatusCode)
+		}
+	}
+
+	// Two nodes, one of which crashes once, one that dies early, and one that was wanted on an agent that just went.
+	crashed := g.Spawn(&sutrav1.SpawnNodeRequest{AgentId: "a1", Profile: "sleep"})
+	stopped := g.Spawn(&sutrav1.SpawnNodeRequest{AgentId: "a1", Profile: "sleep"})
+	g.MustRun("stop", "-n", stopped.GetNodeId())
+	if _, err := g.Client().SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1", Profile: "dies"}); rpc.ReasonOf(err) != rpc.NodeDiedEarly {
+		t.Errorf("spawn of a dying node: %v", err)
+	}
+	gone.Kill()
+	if _, err := g.Client().SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a2", Profile: "sleep"}); rpc.ReasonOf(err) != rpc.AgentUnreachable {
+		t.Errorf("spawn on an agent that was killed: %v", err)
+	}
+	if err := syscall.Kill(int(crashed.GetPid()), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	g.AwaitNode(crashed.GetNodeId(), "to run again", func(n *sutrav1.Node) bool {
+		return n.GetPhase() == sutrav1.Phase_PHASE_RUNNING && n.GetRestartCount() == 1
+	})
+
+	master, own := map[string]float64{
+		`sutra_agents{health="HEALTHY"}`:                                                      1,
+		`sutra_agents{health="OFFLINE"}`:                                                      1,
+		`sutra_nodes{phase="RUNNING"}`:                                                        1,
+		`sutra_nodes{phase="STOPPED"}`:                                                        1,
+		`sutra_nodes{phase="FAILED"}`:                                                         0,
+		`sutra_node_restarts_total`:                                                           1,
+		`sutra_rpc_retries_total{grpc_method="/sutra.v1.GridAgent/SpawnNode"}`:                3,
+		`sutra_rpc_pool_connections`:                                                          1,
+		`sutra_spawn_stage_seconds_count{stage="persist"}`:                                    4,
+		`sutra_spawn_stage_seconds_count{stage="agent"}`:                                      2,
+		`grpc_server_handled_total` + handled("GridMaster", "SpawnNode", "OK"):                2,
+		`grpc_server_handled_total` + handled("GridMaster", "SpawnNode", "Aborted"):           1,
+		`grpc_server_handled_total` + handled("GridMaster", "SpawnNode", "Unavailable"):       1,
+		`grpc_server_handled_total` + handled("GridMaster", "StopNode", "OK"):                 1,
+		`grpc_server_handled_total` + handled("GridMaster", "RegisterAgent", "OK"):            2,
+		`grpc_client_handled_total` + handled("GridAgent", "SpawnNode", "OK"):                 2,
+		`grpc_client_handled_total` + handled("GridAgent", "SpawnNode", "Aborted"):            1,
+		`grpc_client_handled_total` + handled("GridAgent", "SpawnNode", "Unavailable"):        4,
+		`grpc_server_handling_seconds_count` + call("GridMaster", "SpawnNode", ""):            4,
+		`grpc_server_handling_seconds_bucket` + call("GridMaster", "SpawnNode", `,le="+Inf"`): 4,
+		`grpc_client_handling_seconds_count` + call("GridAgent", "SpawnNode", ""):             7,
+	}, map[string]float64{
+		`sutra_nodes{phase="RUNNING"}`:                                             1,
+		`sutra_node_restarts_total{profile="sleep"}`:                               1,
+		`sutra_spawn_stage_seconds_count{stage="prepare"}`:                         3,
+		`sutra_spawn_stage_seconds_count{stage="fork"}`:                            3,
+		`sutra_spawn_stage_seconds_count{stage="ready"}`:                           3,
+		`sutra_rpc_pool_connections`:                                               1,
+		`grpc_server_handled_total` + handled("GridAgent", "SpawnNode", "OK"):      2,
+		`grpc_server_handled_total` + handled("GridAgent", "SpawnNode", "Aborted"): 1,
+		`grpc_client_handled_total` + handled("GridMaster", "RegisterAgent", "OK"): 1,
+	}
+	// What agents tell of comes with their beats.
+	harness.Await(t, "the master's metrics", func() error { return wantSeries(series(t, g.HTTP), master) })
+	harness.Await(t, "the agent's metrics", func() error { return wantSeries(series(t, agentHTTP), own) })
+	beats := `sutra_heartbeats_received_total{outcome="ok"}`
+	sent := `sutra_heartbeats_sent_total{outcome="ok"}`
+	before, sentBefore := series(t, g.HTTP)[beats], series(t, agentHTTP)[sent]
+	harness.Await(t, "more heartbeats", func() error {
+		if now, sentNow := series(t, g.HTTP)[beats], series(t, agentHTTP)[sent]; now <= before || sentNow <= sentBefore {
+			return fmt.Errorf("received %v, then %v; sent %v, then %v", before, now, sentBefore, sentNow)
+		}
+		return nil
+	})
+	promtool(t, g.HTTP)
+	promtool(t, agentHTTP)
+	agent.Stop()
+	harness.Await(t, "the agent to be OFFLINE in the metrics", func() error {
+		return wantSeries(series(t, g.HTTP), map[string]float64{`sutra_agents{health="OFFLINE"}`: 2})
+	})
+}
+
+// An agent that no master knows says so, and begins to be well when one does.
+func TestAgentHealthz(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.Endpoint = fmt.Sprintf("127.0.0.1:%d", g.FreePort()) // where the master will be
+	at := fmt.Sprintf("127.0.0.1:%d", g.FreePort())
+	agent := g.LaunchAgent("a1", g.AgentFile("a1", "[monitoring]\nmetrics_listen = \""+at+"\"\n"))
+	said(t, agent, "trying on until the master accepts")
+	if code, body := fetch(t, "http://"+at+"/healthz"); code != http.StatusServiceUnavailable || body != "not registered with the master\n" {
+		t.Errorf("/healthz without a master: %d %q", code, body)
+	}
+	g.StartMaster("--http", "off") // the last --http wins
+	if g.HTTP != "" {
+		t.Errorf("with --http off there is HTTP at %s", g.HTTP)
+	}
+	g.AwaitAgent("a1", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	harness.Await(t, "the agent to call itself well", func() error {
+		if code, body := fetch(t, "http://"+at+"/healthz"); code != http.StatusOK {
+			return fmt.Errorf("/healthz: %d %q", code, body)
+		}
+		return nil
+	})
+}
