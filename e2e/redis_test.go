@@ -12,7 +12,6 @@ import (
 )
 
 const redisProfile = `
-default_memory_mb = 64
 [storage.profiles.redis]
 storage_binary = "/usr/bin/redis-server"
 args = ["--port", "{port}", "--dir", "{storage_path}", "--maxmemory", "{memory_mb}mb", "--appendonly", "yes", "--appendfsync", "always", "--set-proc-title", "no"]
@@ -24,7 +23,7 @@ func TestRedis(t *testing.T) {
 	harness.Need(t, "redis-server")
 	g := harness.New(t)
 	g.StartMaster()
-	g.StartAgent("agent-001", redisProfile)
+	g.StartAgent("agent-001", "default_memory_mb = 64"+redisProfile)
 	var nodes []*sutrav1.Node
 	for i := range 3 {
 		n := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "redis"})

@@ -3,6 +3,7 @@
 package harness
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,7 +27,7 @@ func build(path string, args ...string) error {
 	if raceEnabled {
 		args = append(args, "-race")
 	}
-	cmd := exec.Command("go", append(args, "github.com/sutra-grid/sutra")...)
+	cmd := exec.CommandContext(context.Background(), "go", append(args, "github.com/sutra-grid/sutra")...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build sutra: %w\n%s", err, out)
 	}

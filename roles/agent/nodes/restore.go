@@ -1,7 +1,6 @@
 package nodes
 
 import (
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -63,7 +62,7 @@ func (m *Manager) adopt(e *entry) (*supervisor.Unit, error) {
 	switch {
 	case !ok:
 		// It runs on; a restart says what is missing.
-		binary = filepath.Join("/the agent's file has no profile", e.spec.GetProfile())
+		binary = "/the agent's file has no profile " + e.spec.GetProfile()
 		profile.StopSignal, profile.Ready.Kind = "TERM", "none"
 	case binary == "":
 		binary = m.cfg.Builtin

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 	"go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -33,6 +34,12 @@ func onEachHost(t *testing.T, test func(t *testing.T, cgroups func(*Config))) {
 				}
 				t.Skip(why)
 			}
+			cgroups := c.Cgroups
+			t.Cleanup(func() { // after the manager's end
+				if err := cgroups.Remove(); err != nil {
+					t.Errorf("control groups are left: %v", err)
+				}
+			})
 		})
 	})
 }
@@ -131,6 +138,50 @@ func TestLetGoWhileStarting(t *testing.T) {
 		}
 		if is := mustSpawn(t, m, want("node-1", as("slow"))); is.GetPid() != n.GetPid() || is.GetPhase() != sutrav1.Phase_PHASE_RUNNING {
 			t.Errorf("node was %v\nand is %v", n, is)
+		}
+	})
+}
+
+// A process is found again that was forked right before the end, when its identity wasn't yet on record; with a control
+// group even where it has overwritten its environment.
+func TestForkedAndNotYetOnRecord(t *testing.T) {
+	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {
+		m := newManager(t, cgroups, func(c *Config) {
+			p := c.Profiles["default"]
+			p.StorageBinary, p.Args = "/usr/bin/env", []string{"-i", "/bin/sleep", "100000"}
+			c.Profiles["bare"] = p
+		})
+		profiles := []string{"default"}
+		if m.cfg.Cgroups != (supervisor.Cgroups{}) {
+			profiles = append(profiles, "bare")
+		}
+		before := map[string]*sutrav1.Node{}
+		for i, profile := range profiles {
+			id := fmt.Sprintf("node-%d", i)
+			n := mustSpawn(t, m, want(id, as(profile)))
+			before[id] = n
+			await(t, "the process to be what it is to be", func() error {
+				if command := zeroSeparated(int(n.GetPid()), "cmdline"); len(command) == 0 || filepath.Base(command[0]) != "sleep" {
+					return fmt.Errorf("it is %q", command)
+				}
+				return nil
+			})
+			record := &sutrav1.ProcessRecord{Node: proto.CloneOf(m.entries[id].spec)}
+			if err := m.records.save(record); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m = reopen(t, m)
+		for id, was := range before {
+			if is := awaitPhase(t, m, id, sutrav1.Phase_PHASE_RUNNING); is.GetPid() != was.GetPid() || is.GetRestartCount() != 0 {
+				t.Errorf("node was %v\nand is %v", was, is)
+			}
+			if _, err := m.Stop(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if err := syscall.Kill(int(was.GetPid()), 0); err == nil && len(zeroSeparated(int(was.GetPid()), "cmdline")) > 0 {
+				t.Errorf("process %d of %s outlived its stop", was.GetPid(), id)
+			}
 		}
 	})
 }
