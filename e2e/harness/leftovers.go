@@ -148,7 +148,7 @@ func AgentGroups(instance string) []string {
 		for _, hierarchy := range []string{"", "unified"} {
 			// A container's group may be its mount's root.
 			for _, path := range []string{parts[2], "/"} {
-				group := filepath.Join("/", "sys", "fs", "cgroup", hierarchy, path, "sutra-"+instance)
+				group := filepath.Clean("/sys/fs/cgroup/" + hierarchy + "/" + path + "/sutra-" + instance)
 				if _, err := os.Stat(group); err == nil && !slices.Contains(groups, group) {
 					groups = append(groups, group)
 				}
