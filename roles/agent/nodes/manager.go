@@ -62,6 +62,8 @@ type Manager struct {
 
 // entry is one node from its admission until it is forgotten.
 type entry struct {
+	id      string // of the node
+	profile string // of the node
 	// launched is closed once either unit or refused is set.
 	launched chan struct{}
 
@@ -142,7 +144,7 @@ func (m *Manager) admit(want *sutrav1.Node) (e *entry, isNew bool, err error) {
 		return nil, false, misfit
 	}
 	spec.Desired = sutrav1.Desired_DESIRED_RUNNING
-	e = &entry{launched: make(chan struct{}), spec: spec, health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY}
+	e = &entry{id: id, profile: spec.GetProfile(), launched: make(chan struct{}), spec: spec, health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY}
 	m.entries[id] = e
 	m.touch(e)
 	return e, true, nil
@@ -258,7 +260,7 @@ func (m *Manager) await(ctx context.Context, e *entry) (*sutrav1.Node, error) {
 }
 
 func (m *Manager) notReadyYet(e *entry) *rpc.Error {
-	id := e.spec.GetNodeId()
+	id := e.id
 	return rpc.Errorf(rpc.NotReadyYet, "node %s was started and isn't ready yet", id).With("node_id", id).
 		WithHint("it goes on starting: sutra node-status --node %s", id)
 }
@@ -309,7 +311,7 @@ func (m *Manager) happened(ev supervisor.Event) {
 	m.mu.Unlock()
 
 	if ev.Kind == supervisor.ProcessStarted && ev.State.Restarts > 0 {
-		m.cfg.Metrics.restarted(e.spec.GetProfile())
+		m.cfg.Metrics.restarted(e.profile)
 	}
 	log := m.cfg.Log.With().Str("node_id", ev.ID).Int("pid", ev.State.PID).Logger()
 	switch ev.Kind {
@@ -459,15 +461,15 @@ func (m *Manager) Close(stop bool) error {
 
 // erase removes an entry's record. Before the entry is forgotten: what is free isn't on record any more.
 func (m *Manager) erase(e *entry) {
-	if err := m.records.remove(e.spec.GetNodeId()); err != nil {
-		m.cfg.Log.Warn().Err(err).Str("node_id", e.spec.GetNodeId()).Msg("record of an ended node not removed")
+	if err := m.records.remove(e.id); err != nil {
+		m.cfg.Log.Warn().Err(err).Str("node_id", e.id).Msg("record of an ended node not removed")
 	}
 }
 
 // drop erases and forgets an entry.
 func (m *Manager) drop(e *entry) {
 	m.mu.Lock()
-	known := m.entries[e.spec.GetNodeId()] == e
+	known := m.entries[e.id] == e
 	m.mu.Unlock()
 	if !known {
 		return

@@ -35,7 +35,7 @@ func (m *Manager) restore(kept []*sutrav1.ProcessRecord) {
 	for _, rec := range kept {
 		id := rec.GetNode().GetNodeId()
 		e := &entry{
-			launched: make(chan struct{}), spec: proto.CloneOf(rec.GetNode()), record: recordOf(rec),
+			id: id, profile: rec.GetNode().GetProfile(), launched: make(chan struct{}), spec: proto.CloneOf(rec.GetNode()), record: recordOf(rec),
 			health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY,
 			files:  files{storage: rec.GetNode().GetStoragePath(), log: m.logPath(id), logged: true},
 		}
