@@ -225,9 +225,7 @@ func (m *Manager) await(ctx context.Context, e *entry) (*sutrav1.Node, error) {
 		m.mu.Unlock()
 	}()
 	began := time.Now()
-	select {
-	case <-e.launched:
-	case <-ctx.Done():
+	if !e.started(ctx) {
 		return nil, m.notReadyYet(e)
 	}
 	if e.refused != nil {
@@ -342,9 +340,7 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 	if e == nil {
 		return nil, nil
 	}
-	select {
-	case <-e.launched:
-	case <-ctx.Done():
+	if !e.started(ctx) {
 		return nil, stillRunning(id)
 	}
 	if e.refused != nil {
@@ -523,6 +519,22 @@ func (m *Manager) view(e *entry) *sutrav1.Node {
 		n.Endpoint = m.endpoint(n.GetPort())
 	}
 	return n
+}
+
+// started waits until the outcome of the entry's launch is known; false where ctx ended before. A launch that is
+// over counts also for a caller whose time is: its stop must be noted.
+func (e *entry) started(ctx context.Context) bool {
+	select {
+	case <-e.launched:
+		return true
+	default:
+	}
+	select {
+	case <-e.launched:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // stopping tells whether the node is to end, or has ended so. Needs Manager.mu.
