@@ -251,7 +251,11 @@ func TestStopNodesWithTheAgent(t *testing.T) {
 	g.StartMaster()
 	agent := g.LaunchAgent("agent-001", g.AgentFile("agent-001", manyProfiles), "--stop-nodes")
 	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
-	nodes := append(spawnMany(t, g, 3, &sutrav1.SpawnNodeRequest{Profile: "sleep"}), g.Spawn(&sutrav1.SpawnNodeRequest{}))
+	// On ports that are asked for: one that the agent chose is on the master's record a moment later.
+	var nodes []*sutrav1.Node
+	for _, profile := range []string{"sleep", "sleep", "sleep", "default"} {
+		nodes = append(nodes, g.Spawn(&sutrav1.SpawnNodeRequest{Profile: profile, Port: uint32(g.FreePort())}))
+	}
 	putKey(t, nodes[3].GetEndpoint(), "k", "v")
 
 	agent.Stop()
