@@ -105,7 +105,10 @@ bench *args:
     go test -run '^$' -bench . "$@" ./e2e/bench/...
 
 # All that CI runs, cheap checks first and the tests last.
-ci: generate-check breaking _vet _static lint (test "-race" "-count=1" "-timeout=30m")
+ci: generate-check breaking _tidy _vet _static lint (test "-race" "-count=1" "-timeout=30m")
+
+_tidy:
+    go mod tidy -diff
 
 _vet:
     go vet ./...
