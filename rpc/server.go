@@ -44,15 +44,9 @@ func NewServer(log zerolog.Logger, m *Metrics) *grpc.Server {
 // and plain errors into an Error.
 func guard(log zerolog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-		if p, ok := PolicyOf(info.FullMethod); ok && p.Timeout > 0 {
+		if deadline, ok := handlerDeadline(ctx, info.FullMethod, time.Now()); ok {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, p.Timeout)
-			defer cancel()
-		}
-		if deadline, ok := ctx.Deadline(); ok {
-			// The handler's time is over a little before its caller's: what it then says arrives.
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(answerTime, time.Until(deadline)/10)))
+			ctx, cancel = context.WithDeadline(ctx, deadline)
 			defer cancel()
 		}
 		start := time.Now()
@@ -73,6 +67,18 @@ func guard(log zerolog.Logger) grpc.UnaryServerInterceptor {
 		}()
 		return handler(ctx, req)
 	}
+}
+
+// handlerDeadline is when a call's handler must have ended: a little before the caller's time or the method's own is
+// over, whichever is earlier, so that what it then says arrives.
+func handlerDeadline(ctx context.Context, method string, now time.Time) (deadline time.Time, ok bool) {
+	deadline, ok = ctx.Deadline()
+	if p, known := PolicyOf(method); known && p.Timeout > 0 {
+		if own := now.Add(p.Timeout); !ok || own.Before(deadline) {
+			deadline, ok = own, true
+		}
+	}
+	return deadline.Add(-min(answerTime, deadline.Sub(now)/10)), ok
 }
 
 // Serve serves until ctx ends; then it takes no more calls and gives those under
