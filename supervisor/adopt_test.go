@@ -425,17 +425,16 @@ func TestJournalThatCannotTakeTheIdentityIsTold(t *testing.T) {
 	}}
 	w := watchFrom(t, spec, j, func(s *Supervisor) (*Unit, error) { return s.Start(spec) })
 	pid := w.next().State.PID
-	if lost := w.next(); !errors.Is(lost.Err, full) || lost.State.PID != pid || lost.ID != spec.ID {
+	if lost := w.until(RecordLost); !errors.Is(lost.Err, full) || lost.State.PID != pid || lost.ID != spec.ID {
 		t.Errorf("event %+v", lost)
 	}
-	w.until(ProcessReady)
 	w.kill()
-	w.until(ProcessReady)
+	w.until(RecordLost)
 	w.Stop()
 	w.end()
 	w.expect(
-		"process started: starting", "record lost: starting", "process ready: running", "process exited: starting",
-		"process started: starting", "record lost: starting", "process ready: running", "unit ended: stopped",
+		"process started: starting", "process ready: running", "record lost: running", "process exited: starting",
+		"process started: starting", "process ready: running", "record lost: running", "unit ended: stopped",
 	)
 }
 

@@ -42,8 +42,10 @@ type Unit struct {
 
 	// What follows is run's alone.
 	record Record
-	crash  crashes
-	ran    time.Duration // how long the last process served
+	// unsaved: the record has an identity that isn't on disk yet.
+	unsaved bool
+	crash   crashes
+	ran     time.Duration // how long the last process served
 
 	mu    sync.Mutex // guards state
 	state State
@@ -63,14 +65,13 @@ func (s *Supervisor) Start(spec Spec) (*Unit, error) {
 		return nil, err
 	}
 	u := s.unit(spec)
-	p, lost, err := u.fork()
+	p, err := u.fork()
 	if err != nil {
 		return nil, err
 	}
 	u.state = State{Phase: Starting, PID: p.identity.PID, StartedAt: p.startedAt}
 	go func() {
 		u.emit(ProcessStarted)
-		u.lost(lost)
 		u.run(p, nil)
 	}()
 	return u, nil
@@ -105,8 +106,8 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 		switch {
 		case p == nil:
 			u.endLeftovers()
-		case r.Identity != u.record.Identity:
-			u.save()
+		default:
+			u.unsaved = r.Identity != u.record.Identity
 		}
 		u.run(p, exit)
 	}()
@@ -225,6 +226,12 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 	var graceEnds time.Time // the zero time: what the leader leaves behind is killed at once
 	var escalate <-chan time.Time
 	for {
+		// Nobody waits for the disk to hear that the process serves: until the record is written, what was started is
+		// found by its control group or its mark.
+		if u.unsaved {
+			u.unsaved = false
+			u.save()
+		}
 		select {
 		case <-p.exited:
 			exit, overstayed := p.reap(u.spec.stopSignal(), graceEnds)
@@ -292,42 +299,37 @@ func (u *Unit) restart(exit *Exit) *process {
 		if u.record.Identity != (Identity{}) { // else this start was counted when it was about to be
 			u.record.Restarts++
 		}
-		p, lost, err := u.fork()
+		p, err := u.fork()
 		if err == nil {
 			u.update(ProcessStarted, func(s *State) {
 				s.Phase, s.PID, s.StartedAt, s.NextStart, s.Restarts = Starting, p.identity.PID, p.startedAt, time.Time{}, u.record.Restarts
 			})
-			u.lost(lost)
 			return p
 		}
 		exit = &Exit{Code: -1, At: time.Now(), Err: err}
 	}
 }
 
-// fork starts a process between two records: that one is about to be, and which it is. A crash in between leaves
-// one that is found by its control group or its mark. lost says why the second record couldn't be written.
-func (u *Unit) fork() (p *process, lost, err error) {
+// fork starts a process, after a record that one is about to be. Which one it is attend records: a crash in between
+// leaves one that is found by its control group or its mark.
+func (u *Unit) fork() (*process, error) {
 	u.record.Identity = Identity{}
+	u.record.EverReady = u.record.EverReady || u.spec.Ready == nil
 	if err := u.s.journal.Save(u.spec.ID, u.record); err != nil {
-		return nil, nil, fmt.Errorf("record that it is about to be started: %w", err)
+		return nil, fmt.Errorf("record that it is about to be started: %w", err)
 	}
-	p, err = start(&u.spec, u.s.bootID)
+	p, err := start(&u.spec, u.s.bootID)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	u.record.Identity, u.record.StartedAt, u.record.LogStart = p.identity, p.startedAt, p.logStart
-	if u.spec.Ready == nil {
-		u.record.EverReady = true
-	}
-	return p, u.s.journal.Save(u.spec.ID, u.record), nil
+	u.unsaved = true
+	return p, nil
 }
 
-// save writes the record down.
-func (u *Unit) save() { u.lost(u.s.journal.Save(u.spec.ID, u.record)) }
-
-// lost tells of a record that couldn't be written, if err says so. The unit goes on: its process is found without.
-func (u *Unit) lost(err error) {
-	if err != nil {
+// save writes the record down. A unit whose record can't be written goes on: its process is found without.
+func (u *Unit) save() {
+	if err := u.s.journal.Save(u.spec.ID, u.record); err != nil {
 		u.s.notify(Event{ID: u.spec.ID, Kind: RecordLost, State: u.State(), Err: err})
 	}
 }
