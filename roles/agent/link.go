@@ -25,6 +25,8 @@ const (
 	lastPause  = 5 * time.Second
 	// missedPause is the wait after a beat that didn't arrive: a master that was restarted is to hear soon.
 	missedPause = time.Second
+	// settle lets changes that belong together go in one beat, and a spawn answer its caller before the beat that tells of it.
+	settle = 20 * time.Millisecond
 	// supersededPause keeps two agents that share one identity from taking it from each other all the time.
 	supersededPause = 10 * time.Second
 	// beatOutput is how much of a dead process's output a beat carries; who wants all of it asks the agent.
@@ -182,6 +184,9 @@ func (l *link) beat(ctx context.Context) time.Duration {
 			return 0
 		case <-tick.C:
 		case <-l.nodes.Dirty():
+			if !sleep(ctx, settle) {
+				return 0
+			}
 		}
 	}
 }
