@@ -23,7 +23,9 @@ import (
 
 // sameRun says in what a node isn't the same run of the same process any more; nil where it is.
 func sameRun(was, is *sutrav1.Node) error {
-	if is.GetPid() != was.GetPid() || !is.GetStartedAt().AsTime().Equal(was.GetStartedAt().AsTime()) ||
+	// An agent that was killed before it wrote a start down leaves it to the kernel's clock, whose ticks are 10 ms.
+	const ticks = 20 * time.Millisecond
+	if is.GetPid() != was.GetPid() || is.GetStartedAt().AsTime().Sub(was.GetStartedAt().AsTime()).Abs() > ticks ||
 		is.GetRestartCount() != was.GetRestartCount() || is.GetPort() != was.GetPort() || is.GetStoragePath() != was.GetStoragePath() ||
 		is.GetMemoryLimitMb() != was.GetMemoryLimitMb() || is.GetProfile() != was.GetProfile() || is.GetGeneration() != was.GetGeneration() {
 		return fmt.Errorf("node was %v\nand is %v", was, is)

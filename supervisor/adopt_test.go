@@ -81,7 +81,7 @@ func TestAdoptAfterADeathAtAnyStep(t *testing.T) {
 				if ready.Restarts != test.restarts {
 					t.Errorf("%d restarts, want %d", ready.Restarts, test.restarts)
 				}
-				last := w.journal.last()
+				last := w.recorded()
 				if last.Crashes != btoi(test.crash) || last.Restarts != test.restarts || !last.EverReady {
 					t.Errorf("on record: %+v", last)
 				}
@@ -95,6 +95,9 @@ func TestAdoptAfterADeathAtAnyStep(t *testing.T) {
 					t.Errorf("processes %v, want %d alone", now, ready.PID)
 				}
 
+				if !eventually(func() bool { return strings.Contains(readLog(t, spec.LogPath), fmt.Sprintf("%d 0\n", ready.PID)) }) {
+					t.Error("what serves isn't in the log")
+				}
 				w.kill()
 				exited := w.until(ProcessExited).State
 				if exit := exited.LastExit; exit.Signal != "SIGKILL" && !unsaid(exit) {
@@ -145,12 +148,8 @@ func unsaid(e *Exit) bool {
 // unbroken finds what is missing of the lines that processes counted into a log.
 func unbroken(t *testing.T, path string) {
 	t.Helper()
-	log, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
 	next := map[string]int{}
-	for line := range strings.Lines(string(log)) {
+	for line := range strings.Lines(readLog(t, path)) {
 		pid, n, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		if !ok || n != strconv.Itoa(next[pid]) {
 			t.Fatalf("line %q of the log, want number %d", line, next[pid])
@@ -160,6 +159,15 @@ func unbroken(t *testing.T, path string) {
 	if len(next) == 0 {
 		t.Error("the log is empty")
 	}
+}
+
+func readLog(t *testing.T, path string) string {
+	t.Helper()
+	log, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(log)
 }
 
 func TestAdoptedExitCodeIsTheKernels(t *testing.T) {
@@ -207,7 +215,7 @@ func ranBefore(t *testing.T, spec Spec) Record {
 	t.Helper()
 	w := watch(t, spec)
 	w.until(ProcessReady)
-	r := w.journal.last()
+	r := w.recorded()
 	w.Stop()
 	w.end()
 	// No host gives a number to another process before the clock has ticked; a test may.
@@ -262,7 +270,7 @@ func TestAdoptAfterABoot(t *testing.T) {
 	if ready.Restarts != 4 || ready.LastExit != r.LastExit {
 		t.Errorf("state %+v", ready)
 	}
-	if last := w.journal.last(); last.Crashes != 2 || last.Restarts != 4 || last.Identity.BootID == "another" {
+	if last := w.recorded(); last.Crashes != 2 || last.Restarts != 4 || last.Identity.BootID == "another" {
 		t.Errorf("on record: %+v", last)
 	}
 	strangerLives(t, r.Identity.PID)

@@ -245,6 +245,14 @@ func (w *watched) end() Event {
 	return last
 }
 
+// recorded waits until the process that runs now is on record, which follows its start, and returns that record.
+func (w *watched) recorded() Record {
+	w.t.Helper()
+	pid := w.State().PID
+	await(w.t, "the process to be on record", func() bool { return w.journal.last().Identity.PID == pid })
+	return w.journal.last()
+}
+
 // sequence is what happened so far, and what the unit was then doing.
 func (w *watched) sequence() []string {
 	var lines []string

@@ -17,7 +17,7 @@ func TestReleaseAndAdoptAgain(t *testing.T) {
 			w := watch(t, spec)
 			first := w.until(ProcessReady).State
 			others := goleak.IgnoreCurrent()
-			record, before := w.journal.last(), 0
+			record, before := w.recorded(), 0
 			for round := range 5 {
 				w.Release()
 				w.awaitDone()
