@@ -210,6 +210,113 @@ func (x *GridAgentStopNodeResponse) GetNode() *Node {
 	return nil
 }
 
+type GridAgentRestartNodeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// As in GridAgentStopNodeRequest.
+	AgentId string `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// The restart_count that the node has until then. A node that was started again since isn't restarted once more, so
+	// that the same request has the effect of one.
+	RestartCount  uint32 `protobuf:"varint,3,opt,name=restart_count,json=restartCount,proto3" json:"restart_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GridAgentRestartNodeRequest) Reset() {
+	*x = GridAgentRestartNodeRequest{}
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GridAgentRestartNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GridAgentRestartNodeRequest) ProtoMessage() {}
+
+func (x *GridAgentRestartNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GridAgentRestartNodeRequest.ProtoReflect.Descriptor instead.
+func (*GridAgentRestartNodeRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GridAgentRestartNodeRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *GridAgentRestartNodeRequest) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *GridAgentRestartNodeRequest) GetRestartCount() uint32 {
+	if x != nil {
+		return x.RestartCount
+	}
+	return 0
+}
+
+type GridAgentRestartNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GridAgentRestartNodeResponse) Reset() {
+	*x = GridAgentRestartNodeResponse{}
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GridAgentRestartNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GridAgentRestartNodeResponse) ProtoMessage() {}
+
+func (x *GridAgentRestartNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GridAgentRestartNodeResponse.ProtoReflect.Descriptor instead.
+func (*GridAgentRestartNodeResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GridAgentRestartNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
 type GridAgentGetNodeStatusRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -221,7 +328,7 @@ type GridAgentGetNodeStatusRequest struct {
 
 func (x *GridAgentGetNodeStatusRequest) Reset() {
 	*x = GridAgentGetNodeStatusRequest{}
-	mi := &file_sutra_v1_grid_agent_proto_msgTypes[4]
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -233,7 +340,7 @@ func (x *GridAgentGetNodeStatusRequest) String() string {
 func (*GridAgentGetNodeStatusRequest) ProtoMessage() {}
 
 func (x *GridAgentGetNodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_agent_proto_msgTypes[4]
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -246,7 +353,7 @@ func (x *GridAgentGetNodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GridAgentGetNodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*GridAgentGetNodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{4}
+	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GridAgentGetNodeStatusRequest) GetNodeId() string {
@@ -274,7 +381,7 @@ type GridAgentGetNodeStatusResponse struct {
 
 func (x *GridAgentGetNodeStatusResponse) Reset() {
 	*x = GridAgentGetNodeStatusResponse{}
-	mi := &file_sutra_v1_grid_agent_proto_msgTypes[5]
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -286,7 +393,7 @@ func (x *GridAgentGetNodeStatusResponse) String() string {
 func (*GridAgentGetNodeStatusResponse) ProtoMessage() {}
 
 func (x *GridAgentGetNodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_agent_proto_msgTypes[5]
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -299,7 +406,7 @@ func (x *GridAgentGetNodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GridAgentGetNodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*GridAgentGetNodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{5}
+	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GridAgentGetNodeStatusResponse) GetNode() *Node {
@@ -326,7 +433,7 @@ type GridAgentListNodesRequest struct {
 
 func (x *GridAgentListNodesRequest) Reset() {
 	*x = GridAgentListNodesRequest{}
-	mi := &file_sutra_v1_grid_agent_proto_msgTypes[6]
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +445,7 @@ func (x *GridAgentListNodesRequest) String() string {
 func (*GridAgentListNodesRequest) ProtoMessage() {}
 
 func (x *GridAgentListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_agent_proto_msgTypes[6]
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +458,7 @@ func (x *GridAgentListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GridAgentListNodesRequest.ProtoReflect.Descriptor instead.
 func (*GridAgentListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{6}
+	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GridAgentListNodesRequest) GetAgentId() string {
@@ -371,7 +478,7 @@ type GridAgentListNodesResponse struct {
 
 func (x *GridAgentListNodesResponse) Reset() {
 	*x = GridAgentListNodesResponse{}
-	mi := &file_sutra_v1_grid_agent_proto_msgTypes[7]
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +490,7 @@ func (x *GridAgentListNodesResponse) String() string {
 func (*GridAgentListNodesResponse) ProtoMessage() {}
 
 func (x *GridAgentListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_agent_proto_msgTypes[7]
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,12 +503,118 @@ func (x *GridAgentListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GridAgentListNodesResponse.ProtoReflect.Descriptor instead.
 func (*GridAgentListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{7}
+	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GridAgentListNodesResponse) GetNodes() []*Node {
 	if x != nil {
 		return x.Nodes
+	}
+	return nil
+}
+
+type GridAgentTailLogsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// As in GridAgentStopNodeRequest.
+	AgentId string `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// Where and how far to read.
+	Range         *LogRange `protobuf:"bytes,3,opt,name=range,proto3" json:"range,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GridAgentTailLogsRequest) Reset() {
+	*x = GridAgentTailLogsRequest{}
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GridAgentTailLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GridAgentTailLogsRequest) ProtoMessage() {}
+
+func (x *GridAgentTailLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GridAgentTailLogsRequest.ProtoReflect.Descriptor instead.
+func (*GridAgentTailLogsRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GridAgentTailLogsRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *GridAgentTailLogsRequest) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *GridAgentTailLogsRequest) GetRange() *LogRange {
+	if x != nil {
+		return x.Range
+	}
+	return nil
+}
+
+type GridAgentTailLogsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         *LogChunk              `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GridAgentTailLogsResponse) Reset() {
+	*x = GridAgentTailLogsResponse{}
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GridAgentTailLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GridAgentTailLogsResponse) ProtoMessage() {}
+
+func (x *GridAgentTailLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GridAgentTailLogsResponse.ProtoReflect.Descriptor instead.
+func (*GridAgentTailLogsResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GridAgentTailLogsResponse) GetChunk() *LogChunk {
+	if x != nil {
+		return x.Chunk
 	}
 	return nil
 }
@@ -419,6 +632,12 @@ const file_sutra_v1_grid_agent_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\"?\n" +
 	"\x19GridAgentStopNodeResponse\x12\"\n" +
+	"\x04node\x18\x01 \x01(\v2\x0e.sutra.v1.NodeR\x04node\"v\n" +
+	"\x1bGridAgentRestartNodeRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12#\n" +
+	"\rrestart_count\x18\x03 \x01(\rR\frestartCount\"B\n" +
+	"\x1cGridAgentRestartNodeResponse\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.sutra.v1.NodeR\x04node\"S\n" +
 	"\x1dGridAgentGetNodeStatusRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
@@ -430,17 +649,26 @@ const file_sutra_v1_grid_agent_proto_rawDesc = "" +
 	"\x19GridAgentListNodesRequest\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\"B\n" +
 	"\x1aGridAgentListNodesResponse\x12$\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x0e.sutra.v1.NodeR\x05nodes2\xb0\x03\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x0e.sutra.v1.NodeR\x05nodes\"x\n" +
+	"\x18GridAgentTailLogsRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12(\n" +
+	"\x05range\x18\x03 \x01(\v2\x12.sutra.v1.LogRangeR\x05range\"E\n" +
+	"\x19GridAgentTailLogsResponse\x12(\n" +
+	"\x05chunk\x18\x01 \x01(\v2\x12.sutra.v1.LogChunkR\x05chunk2\xfd\x04\n" +
 	"\tGridAgent\x12e\n" +
 	"\tSpawnNode\x12#.sutra.v1.GridAgentSpawnNodeRequest\x1a$.sutra.v1.GridAgentSpawnNodeResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\x1e\x10\x01\x1a\x01\x05\x12b\n" +
 	"\bStopNode\x12\".sutra.v1.GridAgentStopNodeRequest\x1a#.sutra.v1.GridAgentStopNodeResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\n" +
-	"\x10\x01\x1a\x01\x05\x12q\n" +
+	"\x10\x01\x1a\x01\x05\x12k\n" +
+	"\vRestartNode\x12%.sutra.v1.GridAgentRestartNodeRequest\x1a&.sutra.v1.GridAgentRestartNodeResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b(\x10\x01\x1a\x01\x05\x12q\n" +
 	"\rGetNodeStatus\x12'.sutra.v1.GridAgentGetNodeStatusRequest\x1a(.sutra.v1.GridAgentGetNodeStatusResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\x05\x10\x01\x1a\x01\x05\x12e\n" +
 	"\tListNodes\x12#.sutra.v1.GridAgentListNodesRequest\x1a$.sutra.v1.GridAgentListNodesResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x05B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
+	"\x02\b\x05\x10\x01\x1a\x01\x05\x12^\n" +
+	"\bTailLogs\x12\".sutra.v1.GridAgentTailLogsRequest\x1a#.sutra.v1.GridAgentTailLogsResponse\"\a\xca\xf3\x18\x03\x1a\x01\x050\x01B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
 
 var (
 	file_sutra_v1_grid_agent_proto_rawDescOnce sync.Once
@@ -454,39 +682,52 @@ func file_sutra_v1_grid_agent_proto_rawDescGZIP() []byte {
 	return file_sutra_v1_grid_agent_proto_rawDescData
 }
 
-var file_sutra_v1_grid_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_sutra_v1_grid_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_sutra_v1_grid_agent_proto_goTypes = []any{
 	(*GridAgentSpawnNodeRequest)(nil),      // 0: sutra.v1.GridAgentSpawnNodeRequest
 	(*GridAgentSpawnNodeResponse)(nil),     // 1: sutra.v1.GridAgentSpawnNodeResponse
 	(*GridAgentStopNodeRequest)(nil),       // 2: sutra.v1.GridAgentStopNodeRequest
 	(*GridAgentStopNodeResponse)(nil),      // 3: sutra.v1.GridAgentStopNodeResponse
-	(*GridAgentGetNodeStatusRequest)(nil),  // 4: sutra.v1.GridAgentGetNodeStatusRequest
-	(*GridAgentGetNodeStatusResponse)(nil), // 5: sutra.v1.GridAgentGetNodeStatusResponse
-	(*GridAgentListNodesRequest)(nil),      // 6: sutra.v1.GridAgentListNodesRequest
-	(*GridAgentListNodesResponse)(nil),     // 7: sutra.v1.GridAgentListNodesResponse
-	(*Node)(nil),                           // 8: sutra.v1.Node
-	(*timestamppb.Timestamp)(nil),          // 9: google.protobuf.Timestamp
+	(*GridAgentRestartNodeRequest)(nil),    // 4: sutra.v1.GridAgentRestartNodeRequest
+	(*GridAgentRestartNodeResponse)(nil),   // 5: sutra.v1.GridAgentRestartNodeResponse
+	(*GridAgentGetNodeStatusRequest)(nil),  // 6: sutra.v1.GridAgentGetNodeStatusRequest
+	(*GridAgentGetNodeStatusResponse)(nil), // 7: sutra.v1.GridAgentGetNodeStatusResponse
+	(*GridAgentListNodesRequest)(nil),      // 8: sutra.v1.GridAgentListNodesRequest
+	(*GridAgentListNodesResponse)(nil),     // 9: sutra.v1.GridAgentListNodesResponse
+	(*GridAgentTailLogsRequest)(nil),       // 10: sutra.v1.GridAgentTailLogsRequest
+	(*GridAgentTailLogsResponse)(nil),      // 11: sutra.v1.GridAgentTailLogsResponse
+	(*Node)(nil),                           // 12: sutra.v1.Node
+	(*timestamppb.Timestamp)(nil),          // 13: google.protobuf.Timestamp
+	(*LogRange)(nil),                       // 14: sutra.v1.LogRange
+	(*LogChunk)(nil),                       // 15: sutra.v1.LogChunk
 }
 var file_sutra_v1_grid_agent_proto_depIdxs = []int32{
-	8,  // 0: sutra.v1.GridAgentSpawnNodeRequest.node:type_name -> sutra.v1.Node
-	8,  // 1: sutra.v1.GridAgentSpawnNodeResponse.node:type_name -> sutra.v1.Node
-	8,  // 2: sutra.v1.GridAgentStopNodeResponse.node:type_name -> sutra.v1.Node
-	8,  // 3: sutra.v1.GridAgentGetNodeStatusResponse.node:type_name -> sutra.v1.Node
-	9,  // 4: sutra.v1.GridAgentGetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	8,  // 5: sutra.v1.GridAgentListNodesResponse.nodes:type_name -> sutra.v1.Node
-	0,  // 6: sutra.v1.GridAgent.SpawnNode:input_type -> sutra.v1.GridAgentSpawnNodeRequest
-	2,  // 7: sutra.v1.GridAgent.StopNode:input_type -> sutra.v1.GridAgentStopNodeRequest
-	4,  // 8: sutra.v1.GridAgent.GetNodeStatus:input_type -> sutra.v1.GridAgentGetNodeStatusRequest
-	6,  // 9: sutra.v1.GridAgent.ListNodes:input_type -> sutra.v1.GridAgentListNodesRequest
-	1,  // 10: sutra.v1.GridAgent.SpawnNode:output_type -> sutra.v1.GridAgentSpawnNodeResponse
-	3,  // 11: sutra.v1.GridAgent.StopNode:output_type -> sutra.v1.GridAgentStopNodeResponse
-	5,  // 12: sutra.v1.GridAgent.GetNodeStatus:output_type -> sutra.v1.GridAgentGetNodeStatusResponse
-	7,  // 13: sutra.v1.GridAgent.ListNodes:output_type -> sutra.v1.GridAgentListNodesResponse
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	12, // 0: sutra.v1.GridAgentSpawnNodeRequest.node:type_name -> sutra.v1.Node
+	12, // 1: sutra.v1.GridAgentSpawnNodeResponse.node:type_name -> sutra.v1.Node
+	12, // 2: sutra.v1.GridAgentStopNodeResponse.node:type_name -> sutra.v1.Node
+	12, // 3: sutra.v1.GridAgentRestartNodeResponse.node:type_name -> sutra.v1.Node
+	12, // 4: sutra.v1.GridAgentGetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	13, // 5: sutra.v1.GridAgentGetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	12, // 6: sutra.v1.GridAgentListNodesResponse.nodes:type_name -> sutra.v1.Node
+	14, // 7: sutra.v1.GridAgentTailLogsRequest.range:type_name -> sutra.v1.LogRange
+	15, // 8: sutra.v1.GridAgentTailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	0,  // 9: sutra.v1.GridAgent.SpawnNode:input_type -> sutra.v1.GridAgentSpawnNodeRequest
+	2,  // 10: sutra.v1.GridAgent.StopNode:input_type -> sutra.v1.GridAgentStopNodeRequest
+	4,  // 11: sutra.v1.GridAgent.RestartNode:input_type -> sutra.v1.GridAgentRestartNodeRequest
+	6,  // 12: sutra.v1.GridAgent.GetNodeStatus:input_type -> sutra.v1.GridAgentGetNodeStatusRequest
+	8,  // 13: sutra.v1.GridAgent.ListNodes:input_type -> sutra.v1.GridAgentListNodesRequest
+	10, // 14: sutra.v1.GridAgent.TailLogs:input_type -> sutra.v1.GridAgentTailLogsRequest
+	1,  // 15: sutra.v1.GridAgent.SpawnNode:output_type -> sutra.v1.GridAgentSpawnNodeResponse
+	3,  // 16: sutra.v1.GridAgent.StopNode:output_type -> sutra.v1.GridAgentStopNodeResponse
+	5,  // 17: sutra.v1.GridAgent.RestartNode:output_type -> sutra.v1.GridAgentRestartNodeResponse
+	7,  // 18: sutra.v1.GridAgent.GetNodeStatus:output_type -> sutra.v1.GridAgentGetNodeStatusResponse
+	9,  // 19: sutra.v1.GridAgent.ListNodes:output_type -> sutra.v1.GridAgentListNodesResponse
+	11, // 20: sutra.v1.GridAgent.TailLogs:output_type -> sutra.v1.GridAgentTailLogsResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_agent_proto_init() }
@@ -502,7 +743,7 @@ func file_sutra_v1_grid_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_grid_agent_proto_rawDesc), len(file_sutra_v1_grid_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

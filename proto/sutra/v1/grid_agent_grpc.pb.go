@@ -21,8 +21,10 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	GridAgent_SpawnNode_FullMethodName     = "/sutra.v1.GridAgent/SpawnNode"
 	GridAgent_StopNode_FullMethodName      = "/sutra.v1.GridAgent/StopNode"
+	GridAgent_RestartNode_FullMethodName   = "/sutra.v1.GridAgent/RestartNode"
 	GridAgent_GetNodeStatus_FullMethodName = "/sutra.v1.GridAgent/GetNodeStatus"
 	GridAgent_ListNodes_FullMethodName     = "/sutra.v1.GridAgent/ListNodes"
+	GridAgent_TailLogs_FullMethodName      = "/sutra.v1.GridAgent/TailLogs"
 )
 
 // GridAgentClient is the client API for GridAgent service.
@@ -35,10 +37,14 @@ type GridAgentClient interface {
 	SpawnNode(ctx context.Context, in *GridAgentSpawnNodeRequest, opts ...grpc.CallOption) (*GridAgentSpawnNodeResponse, error)
 	// StopNode stops a node, forgets it and answers when its exit is confirmed. An unknown node is no error.
 	StopNode(ctx context.Context, in *GridAgentStopNodeRequest, opts ...grpc.CallOption) (*GridAgentStopNodeResponse, error)
+	// RestartNode ends a node's process, starts it anew and answers when it is ready.
+	RestartNode(ctx context.Context, in *GridAgentRestartNodeRequest, opts ...grpc.CallOption) (*GridAgentRestartNodeResponse, error)
 	// GetNodeStatus says what a node does right now.
 	GetNodeStatus(ctx context.Context, in *GridAgentGetNodeStatusRequest, opts ...grpc.CallOption) (*GridAgentGetNodeStatusResponse, error)
 	// ListNodes says what all nodes do right now.
 	ListNodes(ctx context.Context, in *GridAgentListNodesRequest, opts ...grpc.CallOption) (*GridAgentListNodesResponse, error)
+	// TailLogs streams what a node wrote to stdout and stderr. It isn't tried again: only the caller knows from where.
+	TailLogs(ctx context.Context, in *GridAgentTailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GridAgentTailLogsResponse], error)
 }
 
 type gridAgentClient struct {
@@ -69,6 +75,16 @@ func (c *gridAgentClient) StopNode(ctx context.Context, in *GridAgentStopNodeReq
 	return out, nil
 }
 
+func (c *gridAgentClient) RestartNode(ctx context.Context, in *GridAgentRestartNodeRequest, opts ...grpc.CallOption) (*GridAgentRestartNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GridAgentRestartNodeResponse)
+	err := c.cc.Invoke(ctx, GridAgent_RestartNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *gridAgentClient) GetNodeStatus(ctx context.Context, in *GridAgentGetNodeStatusRequest, opts ...grpc.CallOption) (*GridAgentGetNodeStatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GridAgentGetNodeStatusResponse)
@@ -89,6 +105,25 @@ func (c *gridAgentClient) ListNodes(ctx context.Context, in *GridAgentListNodesR
 	return out, nil
 }
 
+func (c *gridAgentClient) TailLogs(ctx context.Context, in *GridAgentTailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GridAgentTailLogsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &GridAgent_ServiceDesc.Streams[0], GridAgent_TailLogs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[GridAgentTailLogsRequest, GridAgentTailLogsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type GridAgent_TailLogsClient = grpc.ServerStreamingClient[GridAgentTailLogsResponse]
+
 // GridAgentServer is the server API for GridAgent service.
 // All implementations must embed UnimplementedGridAgentServer
 // for forward compatibility.
@@ -99,10 +134,14 @@ type GridAgentServer interface {
 	SpawnNode(context.Context, *GridAgentSpawnNodeRequest) (*GridAgentSpawnNodeResponse, error)
 	// StopNode stops a node, forgets it and answers when its exit is confirmed. An unknown node is no error.
 	StopNode(context.Context, *GridAgentStopNodeRequest) (*GridAgentStopNodeResponse, error)
+	// RestartNode ends a node's process, starts it anew and answers when it is ready.
+	RestartNode(context.Context, *GridAgentRestartNodeRequest) (*GridAgentRestartNodeResponse, error)
 	// GetNodeStatus says what a node does right now.
 	GetNodeStatus(context.Context, *GridAgentGetNodeStatusRequest) (*GridAgentGetNodeStatusResponse, error)
 	// ListNodes says what all nodes do right now.
 	ListNodes(context.Context, *GridAgentListNodesRequest) (*GridAgentListNodesResponse, error)
+	// TailLogs streams what a node wrote to stdout and stderr. It isn't tried again: only the caller knows from where.
+	TailLogs(*GridAgentTailLogsRequest, grpc.ServerStreamingServer[GridAgentTailLogsResponse]) error
 	mustEmbedUnimplementedGridAgentServer()
 }
 
@@ -119,11 +158,17 @@ func (UnimplementedGridAgentServer) SpawnNode(context.Context, *GridAgentSpawnNo
 func (UnimplementedGridAgentServer) StopNode(context.Context, *GridAgentStopNodeRequest) (*GridAgentStopNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopNode not implemented")
 }
+func (UnimplementedGridAgentServer) RestartNode(context.Context, *GridAgentRestartNodeRequest) (*GridAgentRestartNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RestartNode not implemented")
+}
 func (UnimplementedGridAgentServer) GetNodeStatus(context.Context, *GridAgentGetNodeStatusRequest) (*GridAgentGetNodeStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetNodeStatus not implemented")
 }
 func (UnimplementedGridAgentServer) ListNodes(context.Context, *GridAgentListNodesRequest) (*GridAgentListNodesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
+}
+func (UnimplementedGridAgentServer) TailLogs(*GridAgentTailLogsRequest, grpc.ServerStreamingServer[GridAgentTailLogsResponse]) error {
+	return status.Error(codes.Unimplemented, "method TailLogs not implemented")
 }
 func (UnimplementedGridAgentServer) mustEmbedUnimplementedGridAgentServer() {}
 func (UnimplementedGridAgentServer) testEmbeddedByValue()                   {}
@@ -182,6 +227,24 @@ func _GridAgent_StopNode_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _GridAgent_RestartNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GridAgentRestartNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridAgentServer).RestartNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridAgent_RestartNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridAgentServer).RestartNode(ctx, req.(*GridAgentRestartNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _GridAgent_GetNodeStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GridAgentGetNodeStatusRequest)
 	if err := dec(in); err != nil {
@@ -218,6 +281,17 @@ func _GridAgent_ListNodes_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _GridAgent_TailLogs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(GridAgentTailLogsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(GridAgentServer).TailLogs(m, &grpc.GenericServerStream[GridAgentTailLogsRequest, GridAgentTailLogsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type GridAgent_TailLogsServer = grpc.ServerStreamingServer[GridAgentTailLogsResponse]
+
 // GridAgent_ServiceDesc is the grpc.ServiceDesc for GridAgent service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -234,6 +308,10 @@ var GridAgent_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _GridAgent_StopNode_Handler,
 		},
 		{
+			MethodName: "RestartNode",
+			Handler:    _GridAgent_RestartNode_Handler,
+		},
+		{
 			MethodName: "GetNodeStatus",
 			Handler:    _GridAgent_GetNodeStatus_Handler,
 		},
@@ -242,6 +320,12 @@ var GridAgent_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _GridAgent_ListNodes_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "TailLogs",
+			Handler:       _GridAgent_TailLogs_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "sutra/v1/grid_agent.proto",
 }

@@ -263,8 +263,10 @@ type HeartbeatRequest struct {
 	// Nodes that changed since the last beat that was answered, or all of them where full is set.
 	Changed []*Node `protobuf:"bytes,4,rep,name=changed,proto3" json:"changed,omitempty"`
 	// Nodes that the agent forgot since the last beat that was answered.
-	Gone          []string `protobuf:"bytes,5,rep,name=gone,proto3" json:"gone,omitempty"`
-	Full          bool     `protobuf:"varint,6,opt,name=full,proto3" json:"full,omitempty"`
+	Gone []string `protobuf:"bytes,5,rep,name=gone,proto3" json:"gone,omitempty"`
+	Full bool     `protobuf:"varint,6,opt,name=full,proto3" json:"full,omitempty"`
+	// Nodes whose usage was measured since the last beat that was answered. Usage is no change of a node.
+	Usage         []*NodeUsage `protobuf:"bytes,7,rep,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,6 +343,66 @@ func (x *HeartbeatRequest) GetFull() bool {
 	return false
 }
 
+func (x *HeartbeatRequest) GetUsage() []*NodeUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// NodeUsage is what one node uses.
+type NodeUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Usage         *Usage                 `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeUsage) Reset() {
+	*x = NodeUsage{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeUsage) ProtoMessage() {}
+
+func (x *NodeUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeUsage.ProtoReflect.Descriptor instead.
+func (*NodeUsage) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NodeUsage) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NodeUsage) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 type HeartbeatResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The master misses something: the next beat, due at once, is to be full.
@@ -351,7 +413,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[3]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -363,7 +425,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[3]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +438,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{3}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *HeartbeatResponse) GetWantFull() bool {
@@ -396,7 +458,7 @@ type UnregisterAgentRequest struct {
 
 func (x *UnregisterAgentRequest) Reset() {
 	*x = UnregisterAgentRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[4]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +470,7 @@ func (x *UnregisterAgentRequest) String() string {
 func (*UnregisterAgentRequest) ProtoMessage() {}
 
 func (x *UnregisterAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[4]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +483,7 @@ func (x *UnregisterAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterAgentRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterAgentRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{4}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *UnregisterAgentRequest) GetAgentId() string {
@@ -446,7 +508,7 @@ type UnregisterAgentResponse struct {
 
 func (x *UnregisterAgentResponse) Reset() {
 	*x = UnregisterAgentResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[5]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +520,7 @@ func (x *UnregisterAgentResponse) String() string {
 func (*UnregisterAgentResponse) ProtoMessage() {}
 
 func (x *UnregisterAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[5]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +533,7 @@ func (x *UnregisterAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterAgentResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterAgentResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{5}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{6}
 }
 
 type SpawnNodeRequest struct {
@@ -495,7 +557,7 @@ type SpawnNodeRequest struct {
 
 func (x *SpawnNodeRequest) Reset() {
 	*x = SpawnNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[6]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +569,7 @@ func (x *SpawnNodeRequest) String() string {
 func (*SpawnNodeRequest) ProtoMessage() {}
 
 func (x *SpawnNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[6]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +582,7 @@ func (x *SpawnNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnNodeRequest.ProtoReflect.Descriptor instead.
 func (*SpawnNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{6}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SpawnNodeRequest) GetRequestId() string {
@@ -574,7 +636,7 @@ type SpawnNodeResponse struct {
 
 func (x *SpawnNodeResponse) Reset() {
 	*x = SpawnNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[7]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +648,7 @@ func (x *SpawnNodeResponse) String() string {
 func (*SpawnNodeResponse) ProtoMessage() {}
 
 func (x *SpawnNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[7]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +661,7 @@ func (x *SpawnNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnNodeResponse.ProtoReflect.Descriptor instead.
 func (*SpawnNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{7}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SpawnNodeResponse) GetNode() *Node {
@@ -620,7 +682,7 @@ type StopNodeRequest struct {
 
 func (x *StopNodeRequest) Reset() {
 	*x = StopNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[8]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +694,7 @@ func (x *StopNodeRequest) String() string {
 func (*StopNodeRequest) ProtoMessage() {}
 
 func (x *StopNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[8]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +707,7 @@ func (x *StopNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopNodeRequest.ProtoReflect.Descriptor instead.
 func (*StopNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{8}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StopNodeRequest) GetNodeId() string {
@@ -674,7 +736,7 @@ type StopNodeResponse struct {
 
 func (x *StopNodeResponse) Reset() {
 	*x = StopNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[9]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +748,7 @@ func (x *StopNodeResponse) String() string {
 func (*StopNodeResponse) ProtoMessage() {}
 
 func (x *StopNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[9]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +761,7 @@ func (x *StopNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopNodeResponse.ProtoReflect.Descriptor instead.
 func (*StopNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{9}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StopNodeResponse) GetNode() *Node {
@@ -716,6 +778,103 @@ func (x *StopNodeResponse) GetAlreadyStopped() bool {
 	return false
 }
 
+type RestartNodeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Where given, the node must be on this agent.
+	AgentId       string `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartNodeRequest) Reset() {
+	*x = RestartNodeRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartNodeRequest) ProtoMessage() {}
+
+func (x *RestartNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartNodeRequest.ProtoReflect.Descriptor instead.
+func (*RestartNodeRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RestartNodeRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RestartNodeRequest) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+type RestartNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartNodeResponse) Reset() {
+	*x = RestartNodeResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartNodeResponse) ProtoMessage() {}
+
+func (x *RestartNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartNodeResponse.ProtoReflect.Descriptor instead.
+func (*RestartNodeResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RestartNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
 type RemoveNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -725,7 +884,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[10]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +896,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[10]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +909,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{10}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveNodeRequest) GetNodeId() string {
@@ -770,7 +929,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[11]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +941,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[11]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +954,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{11}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveNodeResponse) GetAlreadyRemoved() bool {
@@ -816,7 +975,7 @@ type GetNodeStatusRequest struct {
 
 func (x *GetNodeStatusRequest) Reset() {
 	*x = GetNodeStatusRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[12]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +987,7 @@ func (x *GetNodeStatusRequest) String() string {
 func (*GetNodeStatusRequest) ProtoMessage() {}
 
 func (x *GetNodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[12]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +1000,7 @@ func (x *GetNodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{12}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetNodeStatusRequest) GetNodeId() string {
@@ -872,7 +1031,7 @@ type GetNodeStatusResponse struct {
 
 func (x *GetNodeStatusResponse) Reset() {
 	*x = GetNodeStatusResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[13]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1043,7 @@ func (x *GetNodeStatusResponse) String() string {
 func (*GetNodeStatusResponse) ProtoMessage() {}
 
 func (x *GetNodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[13]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1056,7 @@ func (x *GetNodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{13}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetNodeStatusResponse) GetNode() *Node {
@@ -940,7 +1099,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[14]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1111,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[14]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1124,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{14}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListNodesRequest) GetAgentId() string {
@@ -992,7 +1151,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[15]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1163,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[15]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1176,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{15}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1035,7 +1194,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1206,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1219,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{16}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
 }
 
 type ListAgentsResponse struct {
@@ -1073,7 +1232,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1244,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1257,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{17}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -1116,7 +1275,7 @@ type GetClusterStatusRequest struct {
 
 func (x *GetClusterStatusRequest) Reset() {
 	*x = GetClusterStatusRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1287,7 @@ func (x *GetClusterStatusRequest) String() string {
 func (*GetClusterStatusRequest) ProtoMessage() {}
 
 func (x *GetClusterStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1300,7 @@ func (x *GetClusterStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{18}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{21}
 }
 
 type GetClusterStatusResponse struct {
@@ -1166,7 +1325,7 @@ type GetClusterStatusResponse struct {
 
 func (x *GetClusterStatusResponse) Reset() {
 	*x = GetClusterStatusResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1337,7 @@ func (x *GetClusterStatusResponse) String() string {
 func (*GetClusterStatusResponse) ProtoMessage() {}
 
 func (x *GetClusterStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1350,7 @@ func (x *GetClusterStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetClusterStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetClusterStatusResponse) GetGridId() string {
@@ -1257,6 +1416,111 @@ func (x *GetClusterStatusResponse) GetSlotsTaken() uint32 {
 	return 0
 }
 
+type TailLogsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Range         *LogRange              `protobuf:"bytes,2,opt,name=range,proto3" json:"range,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TailLogsRequest) Reset() {
+	*x = TailLogsRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TailLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TailLogsRequest) ProtoMessage() {}
+
+func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TailLogsRequest.ProtoReflect.Descriptor instead.
+func (*TailLogsRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TailLogsRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *TailLogsRequest) GetRange() *LogRange {
+	if x != nil {
+		return x.Range
+	}
+	return nil
+}
+
+type TailLogsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Chunk *LogChunk              `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	// Why nothing comes at the moment, for people: the node's agent can't be reached, for example. Empty in a message with a chunk.
+	Notice        string `protobuf:"bytes,2,opt,name=notice,proto3" json:"notice,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TailLogsResponse) Reset() {
+	*x = TailLogsResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TailLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TailLogsResponse) ProtoMessage() {}
+
+func (x *TailLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TailLogsResponse.ProtoReflect.Descriptor instead.
+func (*TailLogsResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *TailLogsResponse) GetChunk() *LogChunk {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+func (x *TailLogsResponse) GetNotice() string {
+	if x != nil {
+		return x.Notice
+	}
+	return ""
+}
+
 var File_sutra_v1_grid_master_proto protoreflect.FileDescriptor
 
 const file_sutra_v1_grid_master_proto_rawDesc = "" +
@@ -1269,14 +1533,18 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x15RegisterAgentResponse\x12\x17\n" +
 	"\agrid_id\x18\x01 \x01(\tR\x06gridId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12%\n" +
-	"\x0emaster_version\x18\x03 \x01(\tR\rmasterVersion\"\xb1\x01\n" +
+	"\x0emaster_version\x18\x03 \x01(\tR\rmasterVersion\"\xdc\x01\n" +
 	"\x10HeartbeatRequest\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12(\n" +
 	"\achanged\x18\x04 \x03(\v2\x0e.sutra.v1.NodeR\achanged\x12\x12\n" +
 	"\x04gone\x18\x05 \x03(\tR\x04gone\x12\x12\n" +
-	"\x04full\x18\x06 \x01(\bR\x04full\"0\n" +
+	"\x04full\x18\x06 \x01(\bR\x04full\x12)\n" +
+	"\x05usage\x18\a \x03(\v2\x13.sutra.v1.NodeUsageR\x05usage\"K\n" +
+	"\tNodeUsage\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12%\n" +
+	"\x05usage\x18\x02 \x01(\v2\x0f.sutra.v1.UsageR\x05usage\"0\n" +
 	"\x11HeartbeatResponse\x12\x1b\n" +
 	"\twant_full\x18\x01 \x01(\bR\bwantFull\"I\n" +
 	"\x16UnregisterAgentRequest\x12\x19\n" +
@@ -1298,7 +1566,12 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\"_\n" +
 	"\x10StopNodeResponse\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.sutra.v1.NodeR\x04node\x12'\n" +
-	"\x0falready_stopped\x18\x02 \x01(\bR\x0ealreadyStopped\",\n" +
+	"\x0falready_stopped\x18\x02 \x01(\bR\x0ealreadyStopped\"H\n" +
+	"\x12RestartNodeRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\"9\n" +
+	"\x13RestartNodeResponse\x12\"\n" +
+	"\x04node\x18\x01 \x01(\v2\x0e.sutra.v1.NodeR\x04node\",\n" +
 	"\x11RemoveNodeRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\"=\n" +
 	"\x12RemoveNodeResponse\x12'\n" +
@@ -1339,7 +1612,13 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a?\n" +
 	"\x11NodesByPhaseEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01*D\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"T\n" +
+	"\x0fTailLogsRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12(\n" +
+	"\x05range\x18\x02 \x01(\v2\x12.sutra.v1.LogRangeR\x05range\"T\n" +
+	"\x10TailLogsResponse\x12(\n" +
+	"\x05chunk\x18\x01 \x01(\v2\x12.sutra.v1.LogChunkR\x05chunk\x12\x16\n" +
+	"\x06notice\x18\x02 \x01(\tR\x06notice*D\n" +
 	"\x06Source\x12\x16\n" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSOURCE_LIVE\x10\x01\x12\x11\n" +
@@ -1348,7 +1627,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xa9\a\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xd3\b\n" +
 	"\n" +
 	"GridMaster\x12_\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\r\xca\xf3\x18\t\n" +
@@ -1362,7 +1641,9 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x02\b \x10\x01\x1a\x02\x02\x03\x12Q\n" +
 	"\bStopNode\x12\x19.sutra.v1.StopNodeRequest\x1a\x1a.sutra.v1.StopNodeResponse\"\x0e\xca\xf3\x18\n" +
 	"\n" +
-	"\x02\b\f\x10\x01\x1a\x02\x02\x03\x12W\n" +
+	"\x02\b\f\x10\x01\x1a\x02\x02\x03\x12X\n" +
+	"\vRestartNode\x12\x1c.sutra.v1.RestartNodeRequest\x1a\x1d.sutra.v1.RestartNodeResponse\"\f\xca\xf3\x18\b\n" +
+	"\x02\b*\x1a\x02\x02\x03\x12W\n" +
 	"\n" +
 	"RemoveNode\x12\x1b.sutra.v1.RemoveNodeRequest\x1a\x1c.sutra.v1.RemoveNodeResponse\"\x0e\xca\xf3\x18\n" +
 	"\n" +
@@ -1375,7 +1656,8 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"ListAgents\x12\x1b.sutra.v1.ListAgentsRequest\x1a\x1c.sutra.v1.ListAgentsResponse\"\x0f\xca\xf3\x18\v\n" +
 	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12j\n" +
 	"\x10GetClusterStatus\x12!.sutra.v1.GetClusterStatusRequest\x1a\".sutra.v1.GetClusterStatusResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
+	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12N\n" +
+	"\bTailLogs\x12\x19.sutra.v1.TailLogsRequest\x1a\x1a.sutra.v1.TailLogsResponse\"\t\xca\xf3\x18\x05\x1a\x03\x01\x02\x030\x01B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
 
 var (
 	file_sutra_v1_grid_master_proto_rawDescOnce sync.Once
@@ -1390,78 +1672,95 @@ func file_sutra_v1_grid_master_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_grid_master_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(Source)(0),                      // 0: sutra.v1.Source
 	(ClusterHealth)(0),               // 1: sutra.v1.ClusterHealth
 	(*RegisterAgentRequest)(nil),     // 2: sutra.v1.RegisterAgentRequest
 	(*RegisterAgentResponse)(nil),    // 3: sutra.v1.RegisterAgentResponse
 	(*HeartbeatRequest)(nil),         // 4: sutra.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),        // 5: sutra.v1.HeartbeatResponse
-	(*UnregisterAgentRequest)(nil),   // 6: sutra.v1.UnregisterAgentRequest
-	(*UnregisterAgentResponse)(nil),  // 7: sutra.v1.UnregisterAgentResponse
-	(*SpawnNodeRequest)(nil),         // 8: sutra.v1.SpawnNodeRequest
-	(*SpawnNodeResponse)(nil),        // 9: sutra.v1.SpawnNodeResponse
-	(*StopNodeRequest)(nil),          // 10: sutra.v1.StopNodeRequest
-	(*StopNodeResponse)(nil),         // 11: sutra.v1.StopNodeResponse
-	(*RemoveNodeRequest)(nil),        // 12: sutra.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),       // 13: sutra.v1.RemoveNodeResponse
-	(*GetNodeStatusRequest)(nil),     // 14: sutra.v1.GetNodeStatusRequest
-	(*GetNodeStatusResponse)(nil),    // 15: sutra.v1.GetNodeStatusResponse
-	(*ListNodesRequest)(nil),         // 16: sutra.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),        // 17: sutra.v1.ListNodesResponse
-	(*ListAgentsRequest)(nil),        // 18: sutra.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),       // 19: sutra.v1.ListAgentsResponse
-	(*GetClusterStatusRequest)(nil),  // 20: sutra.v1.GetClusterStatusRequest
-	(*GetClusterStatusResponse)(nil), // 21: sutra.v1.GetClusterStatusResponse
-	nil,                              // 22: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	nil,                              // 23: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	(*Agent)(nil),                    // 24: sutra.v1.Agent
-	(*Node)(nil),                     // 25: sutra.v1.Node
-	(*durationpb.Duration)(nil),      // 26: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
+	(*NodeUsage)(nil),                // 5: sutra.v1.NodeUsage
+	(*HeartbeatResponse)(nil),        // 6: sutra.v1.HeartbeatResponse
+	(*UnregisterAgentRequest)(nil),   // 7: sutra.v1.UnregisterAgentRequest
+	(*UnregisterAgentResponse)(nil),  // 8: sutra.v1.UnregisterAgentResponse
+	(*SpawnNodeRequest)(nil),         // 9: sutra.v1.SpawnNodeRequest
+	(*SpawnNodeResponse)(nil),        // 10: sutra.v1.SpawnNodeResponse
+	(*StopNodeRequest)(nil),          // 11: sutra.v1.StopNodeRequest
+	(*StopNodeResponse)(nil),         // 12: sutra.v1.StopNodeResponse
+	(*RestartNodeRequest)(nil),       // 13: sutra.v1.RestartNodeRequest
+	(*RestartNodeResponse)(nil),      // 14: sutra.v1.RestartNodeResponse
+	(*RemoveNodeRequest)(nil),        // 15: sutra.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),       // 16: sutra.v1.RemoveNodeResponse
+	(*GetNodeStatusRequest)(nil),     // 17: sutra.v1.GetNodeStatusRequest
+	(*GetNodeStatusResponse)(nil),    // 18: sutra.v1.GetNodeStatusResponse
+	(*ListNodesRequest)(nil),         // 19: sutra.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),        // 20: sutra.v1.ListNodesResponse
+	(*ListAgentsRequest)(nil),        // 21: sutra.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 22: sutra.v1.ListAgentsResponse
+	(*GetClusterStatusRequest)(nil),  // 23: sutra.v1.GetClusterStatusRequest
+	(*GetClusterStatusResponse)(nil), // 24: sutra.v1.GetClusterStatusResponse
+	(*TailLogsRequest)(nil),          // 25: sutra.v1.TailLogsRequest
+	(*TailLogsResponse)(nil),         // 26: sutra.v1.TailLogsResponse
+	nil,                              // 27: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	nil,                              // 28: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	(*Agent)(nil),                    // 29: sutra.v1.Agent
+	(*Node)(nil),                     // 30: sutra.v1.Node
+	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
+	(*Usage)(nil),                    // 32: sutra.v1.Usage
+	(*timestamppb.Timestamp)(nil),    // 33: google.protobuf.Timestamp
+	(*LogRange)(nil),                 // 34: sutra.v1.LogRange
+	(*LogChunk)(nil),                 // 35: sutra.v1.LogChunk
 }
 var file_sutra_v1_grid_master_proto_depIdxs = []int32{
-	24, // 0: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	25, // 1: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	26, // 2: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	25, // 3: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
-	25, // 4: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	25, // 5: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	25, // 6: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
-	0,  // 7: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	27, // 8: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	25, // 9: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	24, // 10: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
-	1,  // 11: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	27, // 12: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	22, // 13: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	23, // 14: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	2,  // 15: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	4,  // 16: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	6,  // 17: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	8,  // 18: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	10, // 19: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	12, // 20: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	14, // 21: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	16, // 22: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	18, // 23: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	20, // 24: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	3,  // 25: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	5,  // 26: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	7,  // 27: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	9,  // 28: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	11, // 29: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	13, // 30: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	15, // 31: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	17, // 32: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	19, // 33: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	21, // 34: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	25, // [25:35] is the sub-list for method output_type
-	15, // [15:25] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	29, // 0: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	30, // 1: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	31, // 2: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	30, // 3: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	5,  // 4: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
+	32, // 5: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	30, // 6: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	30, // 7: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	30, // 8: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	30, // 9: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	0,  // 10: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
+	33, // 11: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	30, // 12: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	29, // 13: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	1,  // 14: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
+	33, // 15: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	27, // 16: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	28, // 17: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	34, // 18: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	35, // 19: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	2,  // 20: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	4,  // 21: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	7,  // 22: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	9,  // 23: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	11, // 24: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	13, // 25: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	15, // 26: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	17, // 27: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	19, // 28: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	21, // 29: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	23, // 30: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	25, // 31: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	3,  // 32: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	6,  // 33: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	8,  // 34: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	10, // 35: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	12, // 36: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	14, // 37: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	16, // 38: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	18, // 39: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	20, // 40: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	22, // 41: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	24, // 42: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	26, // 43: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	32, // [32:44] is the sub-list for method output_type
+	20, // [20:32] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }
@@ -1477,7 +1776,7 @@ func file_sutra_v1_grid_master_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_grid_master_proto_rawDesc), len(file_sutra_v1_grid_master_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,11 +24,13 @@ const (
 	GridMaster_UnregisterAgent_FullMethodName  = "/sutra.v1.GridMaster/UnregisterAgent"
 	GridMaster_SpawnNode_FullMethodName        = "/sutra.v1.GridMaster/SpawnNode"
 	GridMaster_StopNode_FullMethodName         = "/sutra.v1.GridMaster/StopNode"
+	GridMaster_RestartNode_FullMethodName      = "/sutra.v1.GridMaster/RestartNode"
 	GridMaster_RemoveNode_FullMethodName       = "/sutra.v1.GridMaster/RemoveNode"
 	GridMaster_GetNodeStatus_FullMethodName    = "/sutra.v1.GridMaster/GetNodeStatus"
 	GridMaster_ListNodes_FullMethodName        = "/sutra.v1.GridMaster/ListNodes"
 	GridMaster_ListAgents_FullMethodName       = "/sutra.v1.GridMaster/ListAgents"
 	GridMaster_GetClusterStatus_FullMethodName = "/sutra.v1.GridMaster/GetClusterStatus"
+	GridMaster_TailLogs_FullMethodName         = "/sutra.v1.GridMaster/TailLogs"
 )
 
 // GridMasterClient is the client API for GridMaster service.
@@ -51,6 +53,8 @@ type GridMasterClient interface {
 	SpawnNode(ctx context.Context, in *SpawnNodeRequest, opts ...grpc.CallOption) (*SpawnNodeResponse, error)
 	// StopNode stops a node and answers when its exit is confirmed. Stopping a stopped node is no error.
 	StopNode(ctx context.Context, in *StopNodeRequest, opts ...grpc.CallOption) (*StopNodeResponse, error)
+	// RestartNode ends a node's process, starts it anew and answers when it is ready.
+	RestartNode(ctx context.Context, in *RestartNodeRequest, opts ...grpc.CallOption) (*RestartNodeResponse, error)
 	// RemoveNode forgets a node that has ended. Its data and its log stay.
 	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	// GetNodeStatus asks the node's agent, and falls back to the last known state.
@@ -61,6 +65,8 @@ type GridMasterClient interface {
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 	// GetClusterStatus answers from memory.
 	GetClusterStatus(ctx context.Context, in *GetClusterStatusRequest, opts ...grpc.CallOption) (*GetClusterStatusResponse, error)
+	// TailLogs streams what a node wrote to stdout and stderr, from whichever host it is on.
+	TailLogs(ctx context.Context, in *TailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailLogsResponse], error)
 }
 
 type gridMasterClient struct {
@@ -121,6 +127,16 @@ func (c *gridMasterClient) StopNode(ctx context.Context, in *StopNodeRequest, op
 	return out, nil
 }
 
+func (c *gridMasterClient) RestartNode(ctx context.Context, in *RestartNodeRequest, opts ...grpc.CallOption) (*RestartNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RestartNodeResponse)
+	err := c.cc.Invoke(ctx, GridMaster_RestartNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *gridMasterClient) RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RemoveNodeResponse)
@@ -171,6 +187,25 @@ func (c *gridMasterClient) GetClusterStatus(ctx context.Context, in *GetClusterS
 	return out, nil
 }
 
+func (c *gridMasterClient) TailLogs(ctx context.Context, in *TailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailLogsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &GridMaster_ServiceDesc.Streams[0], GridMaster_TailLogs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TailLogsRequest, TailLogsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type GridMaster_TailLogsClient = grpc.ServerStreamingClient[TailLogsResponse]
+
 // GridMasterServer is the server API for GridMaster service.
 // All implementations must embed UnimplementedGridMasterServer
 // for forward compatibility.
@@ -191,6 +226,8 @@ type GridMasterServer interface {
 	SpawnNode(context.Context, *SpawnNodeRequest) (*SpawnNodeResponse, error)
 	// StopNode stops a node and answers when its exit is confirmed. Stopping a stopped node is no error.
 	StopNode(context.Context, *StopNodeRequest) (*StopNodeResponse, error)
+	// RestartNode ends a node's process, starts it anew and answers when it is ready.
+	RestartNode(context.Context, *RestartNodeRequest) (*RestartNodeResponse, error)
 	// RemoveNode forgets a node that has ended. Its data and its log stay.
 	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	// GetNodeStatus asks the node's agent, and falls back to the last known state.
@@ -201,6 +238,8 @@ type GridMasterServer interface {
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	// GetClusterStatus answers from memory.
 	GetClusterStatus(context.Context, *GetClusterStatusRequest) (*GetClusterStatusResponse, error)
+	// TailLogs streams what a node wrote to stdout and stderr, from whichever host it is on.
+	TailLogs(*TailLogsRequest, grpc.ServerStreamingServer[TailLogsResponse]) error
 	mustEmbedUnimplementedGridMasterServer()
 }
 
@@ -226,6 +265,9 @@ func (UnimplementedGridMasterServer) SpawnNode(context.Context, *SpawnNodeReques
 func (UnimplementedGridMasterServer) StopNode(context.Context, *StopNodeRequest) (*StopNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopNode not implemented")
 }
+func (UnimplementedGridMasterServer) RestartNode(context.Context, *RestartNodeRequest) (*RestartNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RestartNode not implemented")
+}
 func (UnimplementedGridMasterServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
 }
@@ -240,6 +282,9 @@ func (UnimplementedGridMasterServer) ListAgents(context.Context, *ListAgentsRequ
 }
 func (UnimplementedGridMasterServer) GetClusterStatus(context.Context, *GetClusterStatusRequest) (*GetClusterStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetClusterStatus not implemented")
+}
+func (UnimplementedGridMasterServer) TailLogs(*TailLogsRequest, grpc.ServerStreamingServer[TailLogsResponse]) error {
+	return status.Error(codes.Unimplemented, "method TailLogs not implemented")
 }
 func (UnimplementedGridMasterServer) mustEmbedUnimplementedGridMasterServer() {}
 func (UnimplementedGridMasterServer) testEmbeddedByValue()                    {}
@@ -352,6 +397,24 @@ func _GridMaster_StopNode_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _GridMaster_RestartNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RestartNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).RestartNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_RestartNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).RestartNode(ctx, req.(*RestartNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _GridMaster_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RemoveNodeRequest)
 	if err := dec(in); err != nil {
@@ -442,6 +505,17 @@ func _GridMaster_GetClusterStatus_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _GridMaster_TailLogs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TailLogsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(GridMasterServer).TailLogs(m, &grpc.GenericServerStream[TailLogsRequest, TailLogsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type GridMaster_TailLogsServer = grpc.ServerStreamingServer[TailLogsResponse]
+
 // GridMaster_ServiceDesc is the grpc.ServiceDesc for GridMaster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -470,6 +544,10 @@ var GridMaster_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _GridMaster_StopNode_Handler,
 		},
 		{
+			MethodName: "RestartNode",
+			Handler:    _GridMaster_RestartNode_Handler,
+		},
+		{
 			MethodName: "RemoveNode",
 			Handler:    _GridMaster_RemoveNode_Handler,
 		},
@@ -490,6 +568,12 @@ var GridMaster_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _GridMaster_GetClusterStatus_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "TailLogs",
+			Handler:       _GridMaster_TailLogs_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "sutra/v1/grid_master.proto",
 }

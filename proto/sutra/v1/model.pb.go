@@ -9,6 +9,7 @@ package sutrav1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -252,6 +253,58 @@ func (AgentHealth) EnumDescriptor() ([]byte, []int) {
 	return file_sutra_v1_model_proto_rawDescGZIP(), []int{3}
 }
 
+// Enforcement is whether a limit is more than a number on paper.
+type Enforcement int32
+
+const (
+	Enforcement_ENFORCEMENT_UNSPECIFIED Enforcement = 0
+	// The kernel ends what goes beyond the limit.
+	Enforcement_ENFORCEMENT_ENFORCED Enforcement = 1
+	// The agent can't make control groups with that limit on its host.
+	Enforcement_ENFORCEMENT_UNENFORCED Enforcement = 2
+)
+
+// Enum value maps for Enforcement.
+var (
+	Enforcement_name = map[int32]string{
+		0: "ENFORCEMENT_UNSPECIFIED",
+		1: "ENFORCEMENT_ENFORCED",
+		2: "ENFORCEMENT_UNENFORCED",
+	}
+	Enforcement_value = map[string]int32{
+		"ENFORCEMENT_UNSPECIFIED": 0,
+		"ENFORCEMENT_ENFORCED":    1,
+		"ENFORCEMENT_UNENFORCED":  2,
+	}
+)
+
+func (x Enforcement) Enum() *Enforcement {
+	p := new(Enforcement)
+	*p = x
+	return p
+}
+
+func (x Enforcement) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Enforcement) Descriptor() protoreflect.EnumDescriptor {
+	return file_sutra_v1_model_proto_enumTypes[4].Descriptor()
+}
+
+func (Enforcement) Type() protoreflect.EnumType {
+	return &file_sutra_v1_model_proto_enumTypes[4]
+}
+
+func (x Enforcement) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Enforcement.Descriptor instead.
+func (Enforcement) EnumDescriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{4}
+}
+
 // Node is one storage-server process with a port, a storage path and a memory
 // limit, as far as the sender knows it.
 type Node struct {
@@ -285,7 +338,15 @@ type Node struct {
 	Revision uint64 `protobuf:"varint,17,opt,name=revision,proto3" json:"revision,omitempty"`
 	// When the agent last said, or confirmed by a beat without news, that this is so; by the master's clock, which
 	// alone fills it in. Unset where it never did.
-	ObservedAt    *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=observed_at,json=observedAt,proto3" json:"observed_at,omitempty"`
+	ObservedAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=observed_at,json=observedAt,proto3" json:"observed_at,omitempty"`
+	// Whether the host holds the node's processes to memory_limit_mb.
+	MemoryLimit Enforcement `protobuf:"varint,19,opt,name=memory_limit,json=memoryLimit,proto3,enum=sutra.v1.Enforcement" json:"memory_limit,omitempty"`
+	// What the node's processes use; unset until they were first measured.
+	Usage *Usage `protobuf:"bytes,20,opt,name=usage,proto3" json:"usage,omitempty"`
+	// When a crashed process is started again, by the agent's clock; unset while it runs.
+	NextStart *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=next_start,json=nextStart,proto3" json:"next_start,omitempty"`
+	// It ended by itself, and its profile's restart policy says that it stays so. phase is STOPPED or FAILED then.
+	Completed     bool `protobuf:"varint,22,opt,name=completed,proto3" json:"completed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -446,6 +507,117 @@ func (x *Node) GetObservedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Node) GetMemoryLimit() Enforcement {
+	if x != nil {
+		return x.MemoryLimit
+	}
+	return Enforcement_ENFORCEMENT_UNSPECIFIED
+}
+
+func (x *Node) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+func (x *Node) GetNextStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextStart
+	}
+	return nil
+}
+
+func (x *Node) GetCompleted() bool {
+	if x != nil {
+		return x.Completed
+	}
+	return false
+}
+
+// Usage is what all processes of a node use together. It is measured at each health check, so that it is as old
+// as that interval at most.
+type Usage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Processor time since the node's current process was started, of all that descends from it.
+	CpuTime *durationpb.Duration `protobuf:"bytes,1,opt,name=cpu_time,json=cpuTime,proto3" json:"cpu_time,omitempty"`
+	// Share of one core since the measurement before: 1.5 is one core and a half.
+	CpuCores float64 `protobuf:"fixed64,2,opt,name=cpu_cores,json=cpuCores,proto3" json:"cpu_cores,omitempty"`
+	// Resident memory, shared pages counted for each process.
+	MemoryBytes uint64 `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// File descriptors that the node's first process has open.
+	OpenFiles uint32 `protobuf:"varint,4,opt,name=open_files,json=openFiles,proto3" json:"open_files,omitempty"`
+	// Blocks that the files under storage_path take; measured less often, because all of them are looked at.
+	DiskBytes     uint64 `protobuf:"varint,5,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_sutra_v1_model_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Usage) GetCpuTime() *durationpb.Duration {
+	if x != nil {
+		return x.CpuTime
+	}
+	return nil
+}
+
+func (x *Usage) GetCpuCores() float64 {
+	if x != nil {
+		return x.CpuCores
+	}
+	return 0
+}
+
+func (x *Usage) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetOpenFiles() uint32 {
+	if x != nil {
+		return x.OpenFiles
+	}
+	return 0
+}
+
+func (x *Usage) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
 // Exit is how a process ended.
 type Exit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -457,14 +629,18 @@ type Exit struct {
 	// The last lines of the process's stdout and stderr, at most 4 KiB.
 	Output string `protobuf:"bytes,4,opt,name=output,proto3" json:"output,omitempty"`
 	// The process ended while no agent watched, and the kernel couldn't say how.
-	Unknown       bool `protobuf:"varint,5,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	Unknown bool `protobuf:"varint,5,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// The kernel killed it, or one of its descendants, because the node went beyond its memory limit.
+	OomKilled bool `protobuf:"varint,6,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
+	// Why the agent ended it: a failed liveness probe, or a restart that was asked for. Empty where it ended by itself or was stopped.
+	Cause         string `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_sutra_v1_model_proto_msgTypes[1]
+	mi := &file_sutra_v1_model_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +652,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[1]
+	mi := &file_sutra_v1_model_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +665,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{1}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -527,6 +703,20 @@ func (x *Exit) GetUnknown() bool {
 	return false
 }
 
+func (x *Exit) GetOomKilled() bool {
+	if x != nil {
+		return x.OomKilled
+	}
+	return false
+}
+
+func (x *Exit) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 // Agent is the daemon on one host.
 type Agent struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -562,7 +752,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_sutra_v1_model_proto_msgTypes[2]
+	mi := &file_sutra_v1_model_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +764,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[2]
+	mi := &file_sutra_v1_model_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +777,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{2}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Agent) GetAgentId() string {
@@ -726,7 +916,7 @@ type NodeRecord struct {
 
 func (x *NodeRecord) Reset() {
 	*x = NodeRecord{}
-	mi := &file_sutra_v1_model_proto_msgTypes[3]
+	mi := &file_sutra_v1_model_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +928,7 @@ func (x *NodeRecord) String() string {
 func (*NodeRecord) ProtoMessage() {}
 
 func (x *NodeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[3]
+	mi := &file_sutra_v1_model_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +941,7 @@ func (x *NodeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRecord.ProtoReflect.Descriptor instead.
 func (*NodeRecord) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{3}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeRecord) GetNode() *Node {
@@ -827,7 +1017,7 @@ type ProcessRecord struct {
 
 func (x *ProcessRecord) Reset() {
 	*x = ProcessRecord{}
-	mi := &file_sutra_v1_model_proto_msgTypes[4]
+	mi := &file_sutra_v1_model_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +1029,7 @@ func (x *ProcessRecord) String() string {
 func (*ProcessRecord) ProtoMessage() {}
 
 func (x *ProcessRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[4]
+	mi := &file_sutra_v1_model_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +1042,7 @@ func (x *ProcessRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRecord.ProtoReflect.Descriptor instead.
 func (*ProcessRecord) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{4}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ProcessRecord) GetNode() *Node {
@@ -925,11 +1115,150 @@ func (x *ProcessRecord) GetLastExit() *Exit {
 	return nil
 }
 
+// LogRange says which part of a node's log is asked for. Without any of its fields it is all that is kept.
+type LogRange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Go on with what is written from then on, until the node is stopped or removed.
+	Follow bool `protobuf:"varint,1,opt,name=follow,proto3" json:"follow,omitempty"`
+	// At most so many of the last lines; unset: all.
+	Tail *uint32 `protobuf:"varint,2,opt,name=tail,proto3,oneof" json:"tail,omitempty"`
+	// Nothing that was written before, by the agent's clock. Lines bear no time: the agent notes from time to time how
+	// far a log has come, and so gives more than was asked for rather than less.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// Begin there instead: the position of a chunk that was received. 0: not given.
+	Position      uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogRange) Reset() {
+	*x = LogRange{}
+	mi := &file_sutra_v1_model_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogRange) ProtoMessage() {}
+
+func (x *LogRange) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogRange.ProtoReflect.Descriptor instead.
+func (*LogRange) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *LogRange) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *LogRange) GetTail() uint32 {
+	if x != nil && x.Tail != nil {
+		return *x.Tail
+	}
+	return 0
+}
+
+func (x *LogRange) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *LogRange) GetPosition() uint64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+// LogChunk is a piece of a node's log.
+type LogChunk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whole lines, unless one is longer than a chunk. As the node wrote them: any bytes.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Where the log goes on after data. Positions count the bytes of a log since its beginning, and
+	// mean the same after rotations and restarts of the agent.
+	Position uint64 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
+	// Bytes before data that were asked for and aren't kept any more.
+	Skipped       uint64 `protobuf:"varint,3,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogChunk) Reset() {
+	*x = LogChunk{}
+	mi := &file_sutra_v1_model_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogChunk) ProtoMessage() {}
+
+func (x *LogChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
+func (*LogChunk) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LogChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *LogChunk) GetPosition() uint64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *LogChunk) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
 var File_sutra_v1_model_proto protoreflect.FileDescriptor
 
 const file_sutra_v1_model_proto_rawDesc = "" +
 	"\n" +
-	"\x14sutra/v1/model.proto\x12\bsutra.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x05\n" +
+	"\x14sutra/v1/model.proto\x12\bsutra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x06\n" +
 	"\x04Node\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x18\n" +
@@ -953,13 +1282,29 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\x06reason\x18\x10 \x01(\tR\x06reason\x12\x1a\n" +
 	"\brevision\x18\x11 \x01(\x04R\brevision\x12;\n" +
 	"\vobserved_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"observedAt\"\x90\x01\n" +
+	"observedAt\x128\n" +
+	"\fmemory_limit\x18\x13 \x01(\x0e2\x15.sutra.v1.EnforcementR\vmemoryLimit\x12%\n" +
+	"\x05usage\x18\x14 \x01(\v2\x0f.sutra.v1.UsageR\x05usage\x129\n" +
+	"\n" +
+	"next_start\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\tnextStart\x12\x1c\n" +
+	"\tcompleted\x18\x16 \x01(\bR\tcompleted\"\xbb\x01\n" +
+	"\x05Usage\x124\n" +
+	"\bcpu_time\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\acpuTime\x12\x1b\n" +
+	"\tcpu_cores\x18\x02 \x01(\x01R\bcpuCores\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"open_files\x18\x04 \x01(\rR\topenFiles\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x05 \x01(\x04R\tdiskBytes\"\xc5\x01\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\x12*\n" +
 	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x16\n" +
 	"\x06output\x18\x04 \x01(\tR\x06output\x12\x18\n" +
-	"\aunknown\x18\x05 \x01(\bR\aunknown\"\xf1\x04\n" +
+	"\aunknown\x18\x05 \x01(\bR\aunknown\x12\x1d\n" +
+	"\n" +
+	"oom_killed\x18\x06 \x01(\bR\toomKilled\x12\x14\n" +
+	"\x05cause\x18\a \x01(\tR\x05cause\"\xf1\x04\n" +
 	"\x05Agent\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1a\n" +
@@ -1009,7 +1354,17 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\brestarts\x18\b \x01(\rR\brestarts\x12\x18\n" +
 	"\acrashes\x18\t \x01(\rR\acrashes\x12+\n" +
 	"\tlast_exit\x18\n" +
-	" \x01(\v2\x0e.sutra.v1.ExitR\blastExit*\xa7\x01\n" +
+	" \x01(\v2\x0e.sutra.v1.ExitR\blastExit\"\x92\x01\n" +
+	"\bLogRange\x12\x16\n" +
+	"\x06follow\x18\x01 \x01(\bR\x06follow\x12\x17\n" +
+	"\x04tail\x18\x02 \x01(\rH\x00R\x04tail\x88\x01\x01\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
+	"\bposition\x18\x04 \x01(\x04R\bpositionB\a\n" +
+	"\x05_tail\"T\n" +
+	"\bLogChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
+	"\bposition\x18\x02 \x01(\x04R\bposition\x12\x18\n" +
+	"\askipped\x18\x03 \x01(\x04R\askipped*\xa7\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_STARTING\x10\x01\x12\x11\n" +
@@ -1033,7 +1388,11 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\x14AGENT_HEALTH_HEALTHY\x10\x01\x12\x19\n" +
 	"\x15AGENT_HEALTH_DEGRADED\x10\x02\x12\x18\n" +
 	"\x14AGENT_HEALTH_OFFLINE\x10\x03\x12\x18\n" +
-	"\x14AGENT_HEALTH_UNKNOWN\x10\x04B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
+	"\x14AGENT_HEALTH_UNKNOWN\x10\x04*`\n" +
+	"\vEnforcement\x12\x1b\n" +
+	"\x17ENFORCEMENT_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14ENFORCEMENT_ENFORCED\x10\x01\x12\x1a\n" +
+	"\x16ENFORCEMENT_UNENFORCED\x10\x02B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
 
 var (
 	file_sutra_v1_model_proto_rawDescOnce sync.Once
@@ -1047,43 +1406,53 @@ func file_sutra_v1_model_proto_rawDescGZIP() []byte {
 	return file_sutra_v1_model_proto_rawDescData
 }
 
-var file_sutra_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_sutra_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_sutra_v1_model_proto_goTypes = []any{
 	(Phase)(0),                    // 0: sutra.v1.Phase
 	(Desired)(0),                  // 1: sutra.v1.Desired
 	(NodeHealth)(0),               // 2: sutra.v1.NodeHealth
 	(AgentHealth)(0),              // 3: sutra.v1.AgentHealth
-	(*Node)(nil),                  // 4: sutra.v1.Node
-	(*Exit)(nil),                  // 5: sutra.v1.Exit
-	(*Agent)(nil),                 // 6: sutra.v1.Agent
-	(*NodeRecord)(nil),            // 7: sutra.v1.NodeRecord
-	(*ProcessRecord)(nil),         // 8: sutra.v1.ProcessRecord
-	nil,                           // 9: sutra.v1.Agent.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(Enforcement)(0),              // 4: sutra.v1.Enforcement
+	(*Node)(nil),                  // 5: sutra.v1.Node
+	(*Usage)(nil),                 // 6: sutra.v1.Usage
+	(*Exit)(nil),                  // 7: sutra.v1.Exit
+	(*Agent)(nil),                 // 8: sutra.v1.Agent
+	(*NodeRecord)(nil),            // 9: sutra.v1.NodeRecord
+	(*ProcessRecord)(nil),         // 10: sutra.v1.ProcessRecord
+	(*LogRange)(nil),              // 11: sutra.v1.LogRange
+	(*LogChunk)(nil),              // 12: sutra.v1.LogChunk
+	nil,                           // 13: sutra.v1.Agent.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_sutra_v1_model_proto_depIdxs = []int32{
 	0,  // 0: sutra.v1.Node.phase:type_name -> sutra.v1.Phase
 	1,  // 1: sutra.v1.Node.desired:type_name -> sutra.v1.Desired
 	2,  // 2: sutra.v1.Node.health:type_name -> sutra.v1.NodeHealth
-	10, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
-	5,  // 4: sutra.v1.Node.last_exit:type_name -> sutra.v1.Exit
-	10, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
-	10, // 6: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
-	3,  // 7: sutra.v1.Agent.health:type_name -> sutra.v1.AgentHealth
-	10, // 8: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
-	9,  // 9: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
-	4,  // 10: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
-	10, // 11: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
-	10, // 12: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
-	4,  // 13: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
-	10, // 14: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
-	5,  // 15: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	14, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	7,  // 4: sutra.v1.Node.last_exit:type_name -> sutra.v1.Exit
+	14, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
+	4,  // 6: sutra.v1.Node.memory_limit:type_name -> sutra.v1.Enforcement
+	6,  // 7: sutra.v1.Node.usage:type_name -> sutra.v1.Usage
+	14, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
+	15, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
+	14, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	3,  // 11: sutra.v1.Agent.health:type_name -> sutra.v1.AgentHealth
+	14, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
+	13, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
+	5,  // 14: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
+	14, // 15: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
+	14, // 16: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
+	5,  // 17: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
+	14, // 18: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
+	7,  // 19: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
+	14, // 20: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_model_proto_init() }
@@ -1091,13 +1460,14 @@ func file_sutra_v1_model_proto_init() {
 	if File_sutra_v1_model_proto != nil {
 		return
 	}
+	file_sutra_v1_model_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_model_proto_rawDesc), len(file_sutra_v1_model_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   6,
+			NumEnums:      5,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

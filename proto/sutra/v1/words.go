@@ -24,6 +24,9 @@ func (x Desired) Word() string { return strings.TrimPrefix(x.String(), "DESIRED_
 // Word is the source as people write it, for example LIVE.
 func (x Source) Word() string { return strings.TrimPrefix(x.String(), "SOURCE_") }
 
+// Word is whether a limit is enforced, as people write it, for example UNENFORCED.
+func (x Enforcement) Word() string { return strings.TrimPrefix(x.String(), "ENFORCEMENT_") }
+
 // Ended tells whether the node holds nothing any more: no process, slot, port or path.
 func (x *Node) Ended() bool {
 	return x.GetPhase() == Phase_PHASE_STOPPED || x.GetPhase() == Phase_PHASE_FAILED
