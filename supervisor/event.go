@@ -13,17 +13,19 @@ const (
 	// Starting: the process runs and isn't ready, or waits for its next start after a crash.
 	Starting Phase = iota
 	Running
+	// Restarting: the process is being ended, and another one follows.
+	Restarting
 	// CrashLooping: it waits for its next start after one crash too many.
 	CrashLooping
 	Stopping
 	// Stopped: nothing of it is left. Final.
 	Stopped
-	// Failed: its first process ended before it was ready. Nothing of it is left. Final.
+	// Failed: its first process ended before it was ready, or it is Completed and that was no success. Nothing of it is left. Final.
 	Failed
 )
 
 func (p Phase) String() string {
-	return [...]string{"starting", "running", "crash-looping", "stopping", "stopped", "failed"}[p]
+	return [...]string{"starting", "running", "restarting", "crash-looping", "stopping", "stopped", "failed"}[p]
 }
 
 // Exit is how a process ended.
@@ -39,9 +41,18 @@ type Exit struct {
 	Unknown bool
 	// Err is why the process couldn't be started; else nil.
 	Err error
+	// Cause is why the supervisor ended it, to start another one. Empty where it ended by itself or was stopped.
+	Cause string
 }
 
 func (e *Exit) String() string {
+	if e.Cause != "" {
+		return e.how() + " (" + e.Cause + ")"
+	}
+	return e.how()
+}
+
+func (e *Exit) how() string {
 	switch {
 	case e.Err != nil:
 		return e.Err.Error()
@@ -67,6 +78,11 @@ type State struct {
 	LastExit *Exit
 	// NextStart is when a crashed process is started again; zero while it runs.
 	NextStart time.Time
+	// Ending is why the process is being ended; empty where the phase isn't Restarting.
+	Ending string
+	// Completed: it ended by itself, was ready once, and its policy says that it isn't started again. The phase is Stopped after a
+	// success, else Failed. Its record stays, so that whoever takes it up finds it so.
+	Completed bool
 }
 
 // Kind is what happened to a unit.
@@ -80,6 +96,8 @@ const (
 	ProcessAdopted
 	// ProcessReady: it serves.
 	ProcessReady
+	// RestartBegan: the process is being ended so that another one can follow. State.Ending says why.
+	RestartBegan
 	// ProcessExited: it and its group are gone. State.LastExit says how.
 	ProcessExited
 	// StopEscalated: the stop signal didn't help in time; the group was sent SIGKILL.
@@ -91,7 +109,7 @@ const (
 )
 
 func (k Kind) String() string {
-	return [...]string{"process started", "process adopted", "process ready", "process exited", "stop escalated", "record lost", "unit ended"}[k]
+	return [...]string{"process started", "process adopted", "process ready", "restart began", "process exited", "stop escalated", "record lost", "unit ended"}[k]
 }
 
 // Event is one thing that happened to a unit, with the state after it.

@@ -29,7 +29,7 @@ const never = time.Hour
 
 // quick restarts at once, and never calls it a crash loop.
 func quick() Restart {
-	return Restart{First: time.Millisecond, Max: 4 * time.Millisecond, Threshold: 1 << 30, Quiet: never}
+	return Restart{First: time.Millisecond, Max: 4 * time.Millisecond, Threshold: 1 << 30, Window: never}
 }
 
 // fixtureSpec runs the fixture in a folder of its own: ready once the file it has for that is there.

@@ -65,7 +65,9 @@ func readStat(pid int) (stat, error) {
 // stat is what is used of /proc/PID/stat.
 type stat struct {
 	// zombie: it has ended, and its parent hasn't asked how.
-	zombie     bool
+	zombie bool
+	// stopped: a signal did that, and no debugger.
+	stopped    bool
 	group      int
 	session    int
 	startTicks uint64
@@ -95,7 +97,9 @@ func parseStat(line []byte) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("read start time: %w", err)
 	}
-	return stat{zombie: fields[state] == "Z" || fields[state] == "X", group: pgrp, session: sid, startTicks: ticks}, nil
+	return stat{
+		zombie: fields[state] == "Z" || fields[state] == "X", stopped: fields[state] == "T", group: pgrp, session: sid, startTicks: ticks,
+	}, nil
 }
 
 // openIdentity returns a pidfd of the very process that an identity names, or -1 where that is gone. The

@@ -15,10 +15,24 @@ type Record struct {
 	EverReady bool
 	// Restarts counts the starts beyond the first, with the one that was about to be.
 	Restarts int
-	// Crashes counts those without a quiet period between.
+	// Crashes counts those that count still at the last one.
 	Crashes int
 	// LastExit is how the last process ended; nil while none has.
 	LastExit *Exit
+	// Ending is why the current process is being ended, to be followed by another one; empty where it isn't.
+	Ending string
+	// Completed: the last process ended by itself, and the policy says that there is no other one.
+	Completed bool
+	// Failed: the unit is Completed, and its last exit was no success.
+	Failed bool
+}
+
+// completedAs is the last phase of a unit that is Completed.
+func (r *Record) completedAs() Phase {
+	if r.Failed {
+		return Failed
+	}
+	return Stopped
 }
 
 // Journal keeps the units' records where they outlive this process and the host's power.

@@ -87,7 +87,7 @@ func TestStartErrors(t *testing.T) {
 		"no first pause":     {func(s *Spec) { s.Restart.First = 0 }, nil, "restart: "},
 		"max below first":    {func(s *Spec) { s.Restart.Max = s.Restart.First - 1 }, nil, "restart: "},
 		"no threshold":       {func(s *Spec) { s.Restart.Threshold = 0 }, nil, "restart: "},
-		"no quiet":           {func(s *Spec) { s.Restart.Quiet = 0 }, nil, "restart: "},
+		"no quiet":           {func(s *Spec) { s.Restart.Window = 0 }, nil, "restart: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := commandSpec(t, "sleep", "3600")

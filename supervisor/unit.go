@@ -1,12 +1,10 @@
 package supervisor
 
 import (
-	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Supervisor is what all units of one owner share.
@@ -14,6 +12,8 @@ type Supervisor struct {
 	journal Journal
 	notify  func(Event)
 	bootID  string
+	turns   turns
+	hold    time.Duration // of a turn
 }
 
 // New makes a supervisor without units.
@@ -25,7 +25,7 @@ func New(journal Journal, notify func(Event)) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Supervisor{journal: journal, notify: notify, bootID: bootID}, nil
+	return &Supervisor{journal: journal, notify: notify, bootID: bootID, turns: newTurns(), hold: turnHold}, nil
 }
 
 // Unit is one supervised process through all its restarts, until it is stopped, fails or is let go.
@@ -40,21 +40,26 @@ type Unit struct {
 	settled  chan struct{} // closed when the first process is ready or the unit has ended
 	done     chan struct{} // closed when nothing of the unit is left, or it was let go
 
-	// What follows is run's alone.
-	record Record
-	// unsaved: the record has an identity that isn't on disk yet.
-	unsaved bool
-	crash   crashes
-	ran     time.Duration // how long the last process served
+	wake chan struct{} // holds a token while there may be requests
 
-	mu    sync.Mutex // guards state
-	state State
+	// What follows is run's alone.
+	record  Record
+	unsaved bool // the record has an identity that isn't on disk yet
+	crash   crashes
+	served  bool      // the last process was ready
+	waiting []request // whose outcome the next readiness or end decides
+	endTurn func()    // nil where the last process was started out of turn
+
+	mu       sync.Mutex // guards what follows
+	state    State
+	requests []request
+	over     bool // run has ended, or is about to
 }
 
 func (s *Supervisor) unit(spec Spec) *Unit {
 	return &Unit{
 		spec: spec, s: s, stop: make(chan struct{}), release: make(chan struct{}), settled: make(chan struct{}), done: make(chan struct{}),
-		crash: crashes{policy: spec.Restart},
+		wake: make(chan struct{}, 1), crash: crashes{policy: spec.Restart},
 	}
 }
 
@@ -79,7 +84,7 @@ func (s *Supervisor) Start(spec Spec) (*Unit, error) {
 
 // Adopt takes up a unit by its record: its process, where that still runs; else a new one, as after a crash, or
 // at once where the host was booted since. What is left of a process that is gone is ended first.
-// With stop it isn't run again, and what still runs is stopped.
+// With stop it isn't run again, and what still runs is stopped. One that is Completed stays so.
 func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 	if err := spec.validate(); err != nil {
 		return nil, err
@@ -90,6 +95,16 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 	}
 	u.record = r
 	u.state = State{Phase: Starting, StartedAt: r.StartedAt, Restarts: r.Restarts, LastExit: r.LastExit}
+	if r.Completed {
+		u.state.Phase, u.state.Completed = r.completedAs(), true
+		go func() {
+			u.emit(ProcessAdopted)
+			u.end(r.completedAs(), nil)
+			close(u.settled)
+			u.finish()
+		}()
+		return u, nil
+	}
 	p, err := u.find()
 	if err != nil {
 		return nil, err
@@ -118,15 +133,17 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 // against the unit: the host was booted, or the process was never forked. It takes up the count of crashes.
 func (u *Unit) missed(p *process) *Exit {
 	r := &u.record
-	u.crash.count = r.Crashes
+	if r.LastExit != nil {
+		u.crash.resume(r.Crashes, r.LastExit.At)
+	}
 	switch {
 	case p != nil || r.Identity.BootID != u.s.bootID:
 		return nil
 	case r.LastExit != nil && r.LastExit.At.After(r.StartedAt): // it was seen, and counted, and is counted again
-		u.crash.count = max(0, r.Crashes-1)
+		u.crash.resume(max(0, r.Crashes-1), r.LastExit.At)
 		return r.LastExit
 	default:
-		return &Exit{Code: -1, Unknown: true, At: time.Now()}
+		return &Exit{Code: -1, Unknown: true, At: time.Now(), Cause: r.Ending}
 	}
 }
 
@@ -153,161 +170,145 @@ func (u *Unit) Release() { u.freeOnce.Do(func() { close(u.release) }) }
 
 // run carries the unit from its first process, or from how that ended, to its end.
 func (u *Unit) run(p *process, exit *Exit) {
-	defer close(u.done)
+	defer u.finish()
 	settle := sync.OnceFunc(func() { close(u.settled) })
 	defer settle()
 	for {
-		if p == nil {
-			switch {
-			case closed(u.stop):
-				u.end(Stopped, exit)
+		if p != nil {
+			var released bool
+			if exit, released = u.attend(p, settle); released {
 				return
-			case exit != nil && !u.record.EverReady:
-				u.end(Failed, exit)
-				return
-			}
-			if p = u.restart(exit); p == nil {
-				if closed(u.stop) {
-					u.end(Stopped, nil)
-				}
-				return // else it was let go
 			}
 		}
-		var released bool
-		exit, released = u.attend(p, settle)
-		if released {
+		asked := exit != nil && exit.Cause == restartAsked || slices.ContainsFunc(u.waiting, u.due)
+		switch {
+		case closed(u.stop):
+			u.end(Stopped, exit)
+			return
+		case exit == nil || asked:
+		case !u.record.EverReady && exit.Err == nil:
+			u.end(Failed, exit)
+			return
+		case u.record.EverReady && !u.spec.Restart.again(exit):
+			u.complete(exit)
 			return
 		}
-		p = nil
+		if !u.pause(exit, asked) {
+			if closed(u.stop) {
+				u.end(Stopped, nil)
+			}
+			return // else it was let go
+		}
+		p, exit = u.again()
 	}
 }
 
 // end is the unit's last word. exit is nil where the state has the last one.
 func (u *Unit) end(phase Phase, exit *Exit) {
 	u.update(UnitEnded, func(s *State) {
-		s.Phase, s.PID, s.NextStart = phase, 0, time.Time{}
+		s.Phase, s.PID, s.NextStart, s.Ending, s.Completed = phase, 0, time.Time{}, "", u.record.Completed
 		if exit != nil {
 			s.LastExit = exit
 		}
 	})
 }
 
-// attend watches one process until it and all it forked are gone, or the unit is let go. settle is called when it serves.
-func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
-	ready := false
-	serves := func() {
-		ready = true
-		if !u.record.EverReady {
-			u.record.EverReady = true
-			u.save()
-		}
-		u.update(ProcessReady, func(s *State) { s.Phase = Running })
-		settle()
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var probe <-chan bool // nil where no answer is awaited
-	switch {
-	case closed(u.stop):
-	case u.spec.Ready == nil, !p.child && u.record.EverReady: // an adopted one served before; whether it does is probed as ever
-		serves()
-	default:
-		answer := make(chan bool, 1)
-		go func() { answer <- u.spec.Ready(ctx) == nil }()
-		probe = answer
-	}
-	defer func() {
-		cancel()
-		if probe != nil {
-			<-probe
-		}
-	}()
+// complete ends a unit that its policy doesn't start again.
+func (u *Unit) complete(exit *Exit) {
+	r := &u.record
+	r.LastExit, r.Ending, r.Completed, r.Failed = exit, "", true, !u.spec.Restart.succeeded(exit)
+	u.save()
+	u.end(r.completedAs(), exit)
+}
 
-	stop, release := u.stop, u.release
-	var graceEnds time.Time // the zero time: what the leader leaves behind is killed at once
-	var escalate <-chan time.Time
-	for {
-		// Nobody waits for the disk to hear that the process serves: until the record is written, what was started is
-		// found by its control group or its mark.
-		if u.unsaved {
-			u.unsaved = false
-			u.save()
+// pause tells of an exit, sits out what the policy answers it with, and waits for the unit's turn. It returns false
+// where the unit was stopped or let go meanwhile. exit is nil where the start isn't the answer to an end. A start that
+// somebody asked for waits for nothing.
+func (u *Unit) pause(exit *Exit, asked bool) bool {
+	var wait time.Duration
+	if exit != nil {
+		var loop bool
+		if asked {
+			u.crash.forget()
+		} else {
+			wait, loop = u.crash.crashed(exit.At)
 		}
+		u.record.LastExit, u.record.Crashes, u.record.Ending = exit, len(u.crash.at), ""
+		u.save()
+		u.update(ProcessExited, func(s *State) {
+			s.Phase, s.PID, s.LastExit, s.NextStart, s.Ending = Starting, 0, exit, time.Now().Add(wait), ""
+			if loop {
+				s.Phase = CrashLooping
+			}
+		})
+	}
+	if asked {
+		return !closed(u.stop) && !closed(u.release)
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	var turn chan<- struct{} // nil until the pause is over
+	for {
 		select {
-		case <-p.exited:
-			exit, overstayed := p.reap(u.spec.stopSignal(), graceEnds)
-			if overstayed && escalate != nil {
-				u.emit(StopEscalated)
+		case <-u.stop:
+			return false
+		case <-u.release:
+			return false
+		case <-timer.C:
+			turn = u.s.turns
+		case turn <- struct{}{}:
+			u.endTurn = u.s.turns.hold(u.s.hold)
+			if closed(u.stop) || closed(u.release) {
+				u.turnOver()
+				return false
 			}
-			if ready {
-				u.ran = exit.At.Sub(p.startedAt)
+			return true
+		case <-u.wake:
+			for _, r := range u.taken() {
+				switch {
+				case u.due(r):
+					asked = true
+					u.waiting = append(u.waiting, r)
+				case u.served || exit == nil:
+					r.reply(Restarted{State: u.State()})
+				default: // it was made before, and this is what has come of it
+					r.reply(Restarted{State: u.State(), Early: exit})
+				}
 			}
-			return exit, false
-		case answered := <-probe:
-			probe = nil
-			// What answered for a dead process was another one.
-			if answered && stop != nil && !p.ended() {
-				serves()
+			if asked {
+				u.crash.forget()
+				u.record.Crashes = 0
+				return !closed(u.stop) && !closed(u.release)
 			}
-		case <-stop:
-			stop, release = nil, nil
-			u.set(func(s *State) { s.Phase = Stopping })
-			graceEnds = time.Now().Add(u.spec.StopGrace)
-			escalate = time.After(u.spec.StopGrace)
-			_ = p.signal(u.spec.stopSignal()) // ESRCH: it has just ended
-			_ = p.signal(unix.SIGCONT)        // a stopped process would sit the signal out
-		case <-escalate:
-			escalate = nil
-			p.kill()
-			u.emit(StopEscalated)
-		case <-release:
-			p.letGo()
-			return nil, true
 		}
 	}
 }
 
-// restart waits as long as the policy says and starts the next process, however many
-// tries that takes. It returns nil where the unit was stopped or let go meanwhile.
-// exit is nil where the start isn't the answer to a crash.
-func (u *Unit) restart(exit *Exit) *process {
-	for {
-		if exit != nil {
-			pause, loop := u.crash.crashed(u.ran)
-			u.ran = 0
-			u.record.LastExit, u.record.Crashes = exit, u.crash.count
-			u.save()
-			u.update(ProcessExited, func(s *State) {
-				s.Phase, s.PID, s.LastExit, s.NextStart = Starting, 0, exit, time.Now().Add(pause)
-				if loop {
-					s.Phase = CrashLooping
-				}
-			})
-			timer := time.NewTimer(pause)
-			select {
-			case <-u.stop:
-				timer.Stop()
-				return nil
-			case <-u.release:
-				timer.Stop()
-				return nil
-			case <-timer.C:
-			}
-		}
-		if closed(u.stop) || closed(u.release) {
-			return nil
-		}
-		if u.record.Identity != (Identity{}) { // else this start was counted when it was about to be
-			u.record.Restarts++
-		}
-		p, err := u.fork()
-		if err == nil {
-			u.update(ProcessStarted, func(s *State) {
-				s.Phase, s.PID, s.StartedAt, s.NextStart, s.Restarts = Starting, p.identity.PID, p.startedAt, time.Time{}, u.record.Restarts
-			})
-			return p
-		}
-		exit = &Exit{Code: -1, At: time.Now(), Err: err}
+// turnOver lets the next one have its turn.
+func (u *Unit) turnOver() {
+	if u.endTurn != nil {
+		u.endTurn()
+		u.endTurn = nil
 	}
+}
+
+// again starts the next process, or returns why it couldn't be started.
+func (u *Unit) again() (*process, *Exit) {
+	if u.record.Identity != (Identity{}) { // else this start was counted when it was about to be
+		u.record.Restarts++
+	}
+	p, err := u.fork()
+	if err != nil {
+		exit := &Exit{Code: -1, At: time.Now(), Err: err}
+		u.turnOver()
+		u.served = false
+		u.reply(exit)
+		return nil, exit
+	}
+	u.update(ProcessStarted, func(s *State) {
+		s.Phase, s.PID, s.StartedAt, s.NextStart, s.Restarts = Starting, p.identity.PID, p.startedAt, time.Time{}, u.record.Restarts
+	})
+	return p, nil
 }
 
 // fork starts a process, after a record that one is about to be. Which one it is attend records: a crash in between

@@ -996,7 +996,7 @@ func (x *NodeRecord) GetWish() []byte {
 // ProcessRecord is what an agent keeps of a node on disk, to take it up again after its own end.
 type ProcessRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is wanted: spec and desired.
+	// What is wanted: spec and desired. Of a node that is completed also that, and its phase.
 	Node *Node `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// Identity of the process: all three, or none where it was about to be started.
 	Pid int32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -1008,9 +1008,11 @@ type ProcessRecord struct {
 	LogStart  int64  `protobuf:"varint,6,opt,name=log_start,json=logStart,proto3" json:"log_start,omitempty"`
 	EverReady bool   `protobuf:"varint,7,opt,name=ever_ready,json=everReady,proto3" json:"ever_ready,omitempty"`
 	Restarts  uint32 `protobuf:"varint,8,opt,name=restarts,proto3" json:"restarts,omitempty"`
-	// Crashes without a quiet period between.
-	Crashes       uint32 `protobuf:"varint,9,opt,name=crashes,proto3" json:"crashes,omitempty"`
-	LastExit      *Exit  `protobuf:"bytes,10,opt,name=last_exit,json=lastExit,proto3" json:"last_exit,omitempty"`
+	// Crashes that counted still at the last one.
+	Crashes  uint32 `protobuf:"varint,9,opt,name=crashes,proto3" json:"crashes,omitempty"`
+	LastExit *Exit  `protobuf:"bytes,10,opt,name=last_exit,json=lastExit,proto3" json:"last_exit,omitempty"`
+	// Why the process is being ended, to be followed by another one; empty where it isn't.
+	Ending        string `protobuf:"bytes,11,opt,name=ending,proto3" json:"ending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1113,6 +1115,13 @@ func (x *ProcessRecord) GetLastExit() *Exit {
 		return x.LastExit
 	}
 	return nil
+}
+
+func (x *ProcessRecord) GetEnding() string {
+	if x != nil {
+		return x.Ending
+	}
+	return ""
 }
 
 // LogRange says which part of a node's log is asked for. Without any of its fields it is all that is kept.
@@ -1339,7 +1348,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bended_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1f\n" +
 	"\vinstance_id\x18\x06 \x01(\tR\n" +
 	"instanceId\x12\x12\n" +
-	"\x04wish\x18\a \x01(\fR\x04wish\"\xd9\x02\n" +
+	"\x04wish\x18\a \x01(\fR\x04wish\"\xf1\x02\n" +
 	"\rProcessRecord\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.sutra.v1.NodeR\x04node\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1f\n" +
@@ -1354,7 +1363,8 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\brestarts\x18\b \x01(\rR\brestarts\x12\x18\n" +
 	"\acrashes\x18\t \x01(\rR\acrashes\x12+\n" +
 	"\tlast_exit\x18\n" +
-	" \x01(\v2\x0e.sutra.v1.ExitR\blastExit\"\x92\x01\n" +
+	" \x01(\v2\x0e.sutra.v1.ExitR\blastExit\x12\x16\n" +
+	"\x06ending\x18\v \x01(\tR\x06ending\"\x92\x01\n" +
 	"\bLogRange\x12\x16\n" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x12\x17\n" +
 	"\x04tail\x18\x02 \x01(\rH\x00R\x04tail\x88\x01\x01\x120\n" +

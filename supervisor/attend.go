@@ -1,0 +1,131 @@
+package supervisor
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// attend watches one process until it and all it forked are gone, or the unit is let go. settle is called when it serves.
+func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
+	u.served = false
+	serves := func() {
+		u.served = true
+		if !u.record.EverReady {
+			u.record.EverReady = true
+			u.save()
+		}
+		u.update(ProcessReady, func(s *State) { s.Phase = Running })
+		u.turnOver()
+		settle()
+		u.reply(nil)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var probe <-chan bool // nil where no answer is awaited
+	switch {
+	case closed(u.stop), u.record.Ending != "":
+	case u.spec.Ready == nil, !p.child && u.record.EverReady: // an adopted one served before; whether it does is probed as ever
+		serves()
+	default:
+		answer := make(chan bool, 1)
+		go func() { answer <- u.spec.Ready(ctx) == nil }()
+		probe = answer
+	}
+	defer func() {
+		cancel()
+		if probe != nil {
+			<-probe
+		}
+		u.turnOver()
+	}()
+
+	stop, release := u.stop, u.release
+	var graceEnds time.Time // the zero time: what the leader leaves behind is killed at once
+	var escalate <-chan time.Time
+	sendOff := func(grace time.Duration) {
+		if !graceEnds.IsZero() {
+			return // it was told to go, and has what is left of its grace
+		}
+		graceEnds = time.Now().Add(grace)
+		escalate = time.After(grace)
+		_ = p.signal(u.spec.stopSignal()) // ESRCH: it has just ended
+		_ = p.signal(unix.SIGCONT)        // a stopped process would sit the signal out
+	}
+	replace := func(cause string) {
+		grace := u.spec.StopGrace
+		if cause != restartAsked {
+			grace = min(grace, unwellGrace)
+		}
+		u.update(RestartBegan, func(s *State) { s.Phase, s.Ending = Restarting, cause })
+		sendOff(grace)
+	}
+	if u.record.Ending != "" && !closed(u.stop) {
+		replace(u.record.Ending) // the supervisor before had begun
+	}
+	for {
+		// Nobody waits for the disk to hear that the process serves: until the record is written, what was started is
+		// found by its control group or its mark.
+		if u.unsaved {
+			u.unsaved = false
+			u.save()
+		}
+		select {
+		case <-p.exited:
+			exit, overstayed := p.reap(u.spec.stopSignal(), graceEnds)
+			if overstayed && escalate != nil {
+				u.emit(StopEscalated)
+			}
+			if stop == nil {
+				return exit, false
+			}
+			exit.Cause = u.record.Ending
+			if exit.Cause != restartAsked && !u.served {
+				u.reply(exit)
+			}
+			return exit, false
+		case answered := <-probe:
+			probe = nil
+			// What answered for a dead process was another one.
+			if answered && stop != nil && u.record.Ending == "" && !p.ended() {
+				serves()
+			}
+		case <-u.wake:
+			for _, r := range u.taken() {
+				if cause := u.hear(r, p.identity.PID, stop == nil); cause != "" {
+					u.record.Ending = cause
+					u.save()
+					replace(cause)
+				}
+			}
+		case <-stop:
+			stop, release = nil, nil
+			u.set(func(s *State) { s.Phase, s.Ending = Stopping, "" })
+			sendOff(u.spec.StopGrace)
+		case <-escalate:
+			escalate = nil
+			p.kill()
+			u.emit(StopEscalated)
+		case <-release:
+			p.letGo()
+			return nil, true
+		}
+	}
+}
+
+// hear takes in a request while a process runs. It returns why that is to be ended, and nothing where it isn't.
+func (u *Unit) hear(r request, pid int, stopping bool) (cause string) {
+	switch {
+	case r.answer == nil && r.pid == pid && u.served && !stopping && u.record.Ending == "":
+		return r.cause
+	case r.answer == nil:
+		return ""
+	case u.due(r) && !stopping && u.record.Ending == "":
+		cause = restartAsked
+	case !u.due(r) && u.served && u.record.Ending == "" && !stopping:
+		r.reply(Restarted{State: u.State()})
+		return ""
+	}
+	u.waiting = append(u.waiting, r)
+	return cause
+}
