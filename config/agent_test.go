@@ -19,6 +19,7 @@ func builtinArgs() []string {
 func defaultProfile() Profile {
 	return Profile{
 		Name: "default", Args: builtinArgs(), Ready: Ready{Kind: "tcp"}, StopSignal: "TERM", StopGrace: 8 * time.Second,
+		Restart: "always", SuccessExitCodes: []int{0},
 	}
 }
 
@@ -74,6 +75,8 @@ args = []
 ready = "http:/healthz?full=1"
 stop_signal = "sigint"
 stop_grace_secs = 0
+restart = "never"
+success_exit_codes = []
 base_port = 55536
 default_memory_mb = 1
 [storage.profiles.redis]
@@ -82,6 +85,8 @@ args = ["{port}", "{\"json\": {}}", "{storage_path}/{node_id}", "--mem={memory_m
 ready = "exec: redis-cli ping"
 stop_signal = "Quit"
 stop_grace_secs = 3600
+restart = "on-failure"
+success_exit_codes = [0, 143, 255]
 [storage.profiles.bare]
 [monitoring]
 heartbeat_interval_secs = 3600
@@ -98,11 +103,13 @@ metrics_listen = "127.0.0.1:0"
 			"default": {
 				Name: "default", StorageBinary: "/etc/sutra/server", Args: []string{},
 				Ready: Ready{Kind: "http", Arg: "/healthz?full=1"}, StopSignal: "INT",
+				Restart: "never", SuccessExitCodes: []int{},
 			},
 			"redis": {
 				Name: "redis", StorageBinary: "/usr/bin/redis-server",
 				Args:  []string{"{port}", `{"json": {}}`, "{storage_path}/{node_id}", "--mem={memory_mb}mb"},
 				Ready: Ready{Kind: "exec", Arg: "redis-cli ping"}, StopSignal: "QUIT", StopGrace: time.Hour,
+				Restart: "on-failure", SuccessExitCodes: []int{0, 143, 255},
 			},
 			"bare": bare,
 		},
@@ -186,6 +193,10 @@ func TestRefused(t *testing.T) {
 		"negative grace":  {id + "[storage]\nstop_grace_secs = -1", "agent.toml:4: storage.stop_grace_secs: -1 is out of range; allowed: 0 to 3600"},
 		"long grace":      {id + "[storage]\nstop_grace_secs = 3601", "agent.toml:4: storage.stop_grace_secs: 3601 is out of range; allowed: 0 to 3600"},
 		"signal":          {id + "[storage]\nstop_signal = 'STOP'", `agent.toml:4: storage.stop_signal: unknown signal "STOP"; allowed: TERM, INT, QUIT, HUP, USR1, USR2, KILL`},
+		"policy":          {id + "[storage]\nrestart = 'on_failure'", `agent.toml:4: storage.restart: unknown policy "on_failure"; allowed: always, on-failure, never`},
+		"exit code":       {id + "[storage]\nsuccess_exit_codes = [0, 256]", "agent.toml:4: storage.success_exit_codes: element 2, 256, is out of range; allowed: 0 to 255"},
+		"worded code":     {id + "[storage]\nsuccess_exit_codes = ['0']", "agent.toml:4: storage.success_exit_codes: element 1 is a string; must be a whole number"},
+		"single code":     {id + "[storage]\nsuccess_exit_codes = 0", "agent.toml:4: storage.success_exit_codes: is a whole number; must be a list of whole numbers"},
 		"probe":           {id + "[storage]\nready = 'udp'", `agent.toml:4: storage.ready: unknown probe "udp"; allowed: tcp, http:/path, grpc, exec:CMD, none`},
 		"tcp argument":    {id + "[storage]\nready = 'tcp:80'", `agent.toml:4: storage.ready: unknown probe "tcp:80"; allowed`},
 		"http alone":      {id + "[storage]\nready = 'http'", `agent.toml:4: storage.ready: unknown probe "http"; allowed`},

@@ -299,6 +299,27 @@ func (t *table) strings(key string, list []any) []string {
 	return texts
 }
 
+// wholes takes a list of integers between lowest and highest; fallback where it is absent or bad.
+func (t *table) wholes(key string, fallback []int, lowest, highest int64) []int {
+	list, ok := read[[]any](t, key, "a list of whole numbers")
+	if !ok {
+		return fallback
+	}
+	numbers := make([]int, 0, len(list))
+	for i, element := range list {
+		n, ok := element.(int64)
+		switch {
+		case !ok:
+			t.problem(key, "element %d is %s; must be a whole number", i+1, kindOf(element))
+		case n < lowest || n > highest:
+			t.problem(key, "element %d, %d, is out of range; allowed: %d to %d", i+1, n, lowest, highest)
+		default:
+			numbers = append(numbers, int(n))
+		}
+	}
+	return numbers
+}
+
 // child takes a table; an absent one is empty.
 func (t *table) child(key string) *table {
 	values, ok := read[map[string]any](t, key, "a table")

@@ -30,6 +30,10 @@ type Profile struct {
 	StopSignal string
 	// StopGrace is how long a node has to follow StopSignal before it is killed; whole seconds, 0 to 1 h. Default 8 s.
 	StopGrace time.Duration
+	// Restart says when a process that ended by itself is started again: always, on-failure or never. Default always.
+	Restart string
+	// SuccessExitCodes are the exit codes, 0-255, that are no failure. Default 0 alone.
+	SuccessExitCodes []int
 }
 
 // Ready is a readiness probe.
@@ -46,6 +50,8 @@ func stopSignals() []string {
 	return []string{"TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL"}
 }
 
+func restarts() []string { return []string{"always", "on-failure", "never"} }
+
 func readProfile(t *table, name, dir string) Profile {
 	return Profile{
 		Name:          name,
@@ -54,6 +60,9 @@ func readProfile(t *table, name, dir string) Profile {
 		Ready:         text(t, "ready", Ready{Kind: "tcp"}, ready),
 		StopSignal:    text(t, "stop_signal", "TERM", stopSignal),
 		StopGrace:     t.seconds("stop_grace_secs", 8, 0),
+		Restart:       text(t, "restart", "always", restart),
+
+		SuccessExitCodes: t.wholes("success_exit_codes", []int{0}, 0, 255),
 	}
 }
 
@@ -115,6 +124,13 @@ func ready(s string) (Ready, error) {
 		return Ready{Kind: kind, Arg: arg}, nil
 	}
 	return Ready{}, fmt.Errorf("unknown probe %.80q; allowed: tcp, http:/path, grpc, exec:CMD, none", s)
+}
+
+func restart(s string) (string, error) {
+	if !slices.Contains(restarts(), s) {
+		return "", fmt.Errorf("unknown policy %.80q; allowed: %s", s, strings.Join(restarts(), ", "))
+	}
+	return s, nil
 }
 
 func stopSignal(s string) (string, error) {

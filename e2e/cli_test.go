@@ -22,6 +22,7 @@ var verbs = map[string][]string{
 	"storage":     {"--port", "--storage-path", "--node-id"},
 	"spawn":       {"--agent", "-a", "--port", "-p", "--storage-path", "--memory", "--profile", "--request-id", "--master", "--output", "-o", "--timeout"},
 	"stop":        {"--node", "-n", "--agent", "-a", "--master", "--output", "--timeout"},
+	"restart":     {"--node", "-n", "--agent", "-a", "--master", "--output", "--timeout"},
 	"remove":      {"--node", "-n", "--master", "--output"},
 	"status":      {"--master", "--output", "--timeout"},
 	"node-status": {"--node", "-n", "--cached", "--master", "--output"},

@@ -51,3 +51,13 @@ func Exited(n *sutrav1.Node) *Error {
 	e.Exit = n.GetLastExit()
 	return e
 }
+
+// Ended is the error of a restart where nothing is left to restart, or soon will be.
+func Ended(n *sutrav1.Node) *Error {
+	what := "has ended (" + n.GetPhase().Word() + ")"
+	if !n.Ended() {
+		what = "is being stopped"
+	}
+	return Errorf(NodeEnded, "node %s on %s %s, and isn't started again", n.GetNodeId(), n.GetAgentId(), what).With("node_id", n.GetNodeId()).
+		WithHint("a new node takes up its data: sutra spawn --agent %s --profile %s --storage-path %s", n.GetAgentId(), n.GetProfile(), n.GetStoragePath())
+}

@@ -98,7 +98,7 @@ func TestMasterOutlastsTheAgentsItAsks(t *testing.T) {
 			continue
 		}
 		inner, ok := PolicyOf("/sutra.v1.GridAgent/" + method[len(service):])
-		if !ok || method == service+"ListNodes" { // answers from memory
+		if !ok || method == service+"ListNodes" || method == service+"TailLogs" { // one answers from memory, one has no end
 			continue
 		}
 		wraps++
@@ -106,8 +106,8 @@ func TestMasterOutlastsTheAgentsItAsks(t *testing.T) {
 			t.Errorf("%s takes %s, the agent's own up to %s", method, outer.Timeout, inner.Timeout)
 		}
 	}
-	if wraps != 3 {
-		t.Errorf("%d methods ask an agent, want 3: SpawnNode, StopNode, GetNodeStatus", wraps)
+	if wraps != 4 {
+		t.Errorf("%d methods ask an agent, want 4: SpawnNode, StopNode, RestartNode, GetNodeStatus", wraps)
 	}
 }
 

@@ -34,6 +34,7 @@ const (
 	MessageTooLarge     Reason = "MESSAGE_TOO_LARGE"
 
 	NodeStillLive    Reason = "NODE_STILL_LIVE"
+	NodeEnded        Reason = "NODE_ENDED"
 	BinaryUnusable   Reason = "BINARY_UNUSABLE"
 	PathUnusable     Reason = "PATH_UNUSABLE"
 	WrongAgent       Reason = "WRONG_AGENT"
@@ -69,6 +70,7 @@ func Codes() map[Reason]codes.Code {
 		DiskFull:            codes.ResourceExhausted,
 		MessageTooLarge:     codes.ResourceExhausted,
 		NodeStillLive:       codes.FailedPrecondition,
+		NodeEnded:           codes.FailedPrecondition,
 		BinaryUnusable:      codes.FailedPrecondition,
 		PathUnusable:        codes.FailedPrecondition,
 		WrongAgent:          codes.FailedPrecondition,

@@ -52,6 +52,17 @@ func (s *service) StopNode(ctx context.Context, req *sutrav1.GridAgentStopNodeRe
 	return &sutrav1.GridAgentStopNodeResponse{Node: node}, nil
 }
 
+func (s *service) RestartNode(ctx context.Context, req *sutrav1.GridAgentRestartNodeRequest) (*sutrav1.GridAgentRestartNodeResponse, error) {
+	if err := s.meant(req.GetAgentId()); err != nil {
+		return nil, err
+	}
+	node, err := s.nodes.Restart(ctx, req.GetNodeId(), req.GetRestartCount())
+	if err != nil {
+		return nil, err
+	}
+	return &sutrav1.GridAgentRestartNodeResponse{Node: node}, nil
+}
+
 func (s *service) GetNodeStatus(_ context.Context, req *sutrav1.GridAgentGetNodeStatusRequest) (*sutrav1.GridAgentGetNodeStatusResponse, error) {
 	if err := s.meant(req.GetAgentId()); err != nil {
 		return nil, err

@@ -64,7 +64,7 @@ type client struct {
 
 func (c *client) commands() []*cli.Command {
 	all := []*cli.Command{
-		c.spawnCommand(), c.stopCommand(), c.removeCommand(), c.statusCommand(),
+		c.spawnCommand(), c.stopCommand(), c.restartCommand(), c.removeCommand(), c.statusCommand(),
 		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.smokeCommand(),
 	}
 	for _, command := range all {

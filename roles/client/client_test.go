@@ -39,6 +39,7 @@ type fakeMaster struct {
 
 	onSpawn      func(context.Context, *sutrav1.SpawnNodeRequest) (*sutrav1.SpawnNodeResponse, error)
 	onStop       func(*sutrav1.StopNodeRequest) (*sutrav1.StopNodeResponse, error)
+	onRestart    func(*sutrav1.RestartNodeRequest) (*sutrav1.RestartNodeResponse, error)
 	onRemove     func(*sutrav1.RemoveNodeRequest) (*sutrav1.RemoveNodeResponse, error)
 	onNodeStatus func(*sutrav1.GetNodeStatusRequest) (*sutrav1.GetNodeStatusResponse, error)
 	onListNodes  func(*sutrav1.ListNodesRequest) (*sutrav1.ListNodesResponse, error)
@@ -78,6 +79,13 @@ func (f *fakeMaster) StopNode(_ context.Context, r *sutrav1.StopNodeRequest) (*s
 		return nil, err
 	}
 	return f.onStop(r)
+}
+
+func (f *fakeMaster) RestartNode(_ context.Context, r *sutrav1.RestartNodeRequest) (*sutrav1.RestartNodeResponse, error) {
+	if err := f.note(r, f.onRestart != nil); err != nil {
+		return nil, err
+	}
+	return f.onRestart(r)
 }
 
 func (f *fakeMaster) RemoveNode(_ context.Context, r *sutrav1.RemoveNodeRequest) (*sutrav1.RemoveNodeResponse, error) {

@@ -163,7 +163,7 @@ func TestErrorsForPrograms(t *testing.T) {
 			"reason": "NODE_DIED_EARLY", "code": "ABORTED", "hint": "look at its log",
 			"message":  "node node-1 on agent-001 started and died before it was ready: exit code 3",
 			"metadata": map[string]any{"node_id": "node-1"}, "violations": []any{},
-			"exit": map[string]any{"code": 3.0, "signal": "", "unknown": false, "at": nil, "output": "first\nbad \x1b[31mcolour\r\n\tlast\n"},
+			"exit": map[string]any{"code": 3.0, "signal": "", "unknown": false, "oom_killed": false, "cause": "", "at": nil, "output": "first\nbad \x1b[31mcolour\r\n\tlast\n"},
 		}},
 		{invalid, map[string]any{
 			"reason": "INVALID_ARGUMENT", "code": "INVALID_ARGUMENT", "hint": "", "message": "port is <odd>", "metadata": map[string]any{},

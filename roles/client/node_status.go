@@ -69,6 +69,9 @@ func (s *session) nodeTable(r *sutrav1.GetNodeStatusResponse) table {
 	}
 	t.add(text("started"), text(started))
 	t.add(text("restarts"), text(fmt.Sprint(n.GetRestartCount())))
+	if at := n.GetNextStart(); at != nil {
+		t.add(text("next start"), text(at.AsTime().Format(time.RFC3339)))
+	}
 	exit := ""
 	if e := n.GetLastExit(); e != nil {
 		exit = e.Summary()

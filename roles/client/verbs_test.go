@@ -217,6 +217,19 @@ func TestStop(t *testing.T) {
 	}
 }
 
+func TestRestart(t *testing.T) {
+	answer := &sutrav1.RestartNodeResponse{Node: &sutrav1.Node{NodeId: "node-1", Pid: 4711, RestartCount: 3}}
+	f := serve(t, &fakeMaster{onRestart: func(*sutrav1.RestartNodeRequest) (*sutrav1.RestartNodeResponse, error) { return answer, nil }})
+	out, _ := ask(t, f, "restart", "--node", "node-1", "--agent", "agent-001")
+	diff(t, out, "restarted node-1 (pid 4711, 3 restarts so far)\n")
+	out, errs := ask(t, f, "restart", "-n", "node-1", "-o", "json")
+	wantJSON(t, out, answer, "restart_count")
+	if errs != "" {
+		t.Errorf("stderr with json: %s", errs)
+	}
+	wantRequests(t, f, &sutrav1.RestartNodeRequest{NodeId: "node-1", AgentId: "agent-001"}, &sutrav1.RestartNodeRequest{NodeId: "node-1"})
+}
+
 func TestRemove(t *testing.T) {
 	for _, c := range []struct {
 		already bool

@@ -67,14 +67,19 @@ func (s *service) respawn(ctx context.Context, rec *sutrav1.NodeRecord) error {
 	return ending
 }
 
-// settle writes down the end of a node that its agent has no process of any more.
+// settle writes down the end of a node that its agent has no process of any more. What became of one that was wanted
+// its agent says.
 func (s *service) settle(ctx context.Context, rec *sutrav1.NodeRecord) error {
-	phase, reason := sutrav1.Phase_PHASE_STOPPED, ""
-	var exit *sutrav1.Exit
-	if view, ok := s.registry.Node(rec.GetNode().GetNodeId(), time.Now()); ok && view.Node.GetPhase() == sutrav1.Phase_PHASE_FAILED && rec.GetNode().GetDesired() == sutrav1.Desired_DESIRED_RUNNING {
-		phase, reason, exit = view.Node.GetPhase(), view.Node.GetReason(), view.Node.GetLastExit()
+	id := rec.GetNode().GetNodeId()
+	if rec.GetNode().GetDesired() == sutrav1.Desired_DESIRED_STOPPED {
+		_, err := s.end(ctx, id, sutrav1.Phase_PHASE_STOPPED, nil, "")
+		return err
 	}
-	_, err := s.end(ctx, rec.GetNode().GetNodeId(), phase, exit, reason)
+	view, ok := s.registry.Node(id, time.Now())
+	if seen := view.Node; !ok || !seen.GetCompleted() && (rec.GetConfirmed() || seen.GetPhase() != sutrav1.Phase_PHASE_FAILED) {
+		return nil // it has changed since the plan was made
+	}
+	_, err := s.endAs(ctx, id, view.Node)
 	return err
 }
 

@@ -43,6 +43,11 @@ func (s *service) change(ctx context.Context, id string, edit func(rec *sutrav1.
 
 // end writes down that a node has ended, and how.
 func (s *service) end(ctx context.Context, id string, phase sutrav1.Phase, exit *sutrav1.Exit, reason string) (*sutrav1.NodeRecord, error) {
+	return s.endAs(ctx, id, &sutrav1.Node{Phase: phase, LastExit: exit, Reason: reason})
+}
+
+// endAs writes down that a node has ended, as its agent has seen that.
+func (s *service) endAs(ctx context.Context, id string, seen *sutrav1.Node) (*sutrav1.NodeRecord, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	return s.change(ctx, id, func(rec *sutrav1.NodeRecord) bool {
@@ -50,7 +55,11 @@ func (s *service) end(ctx context.Context, id string, phase sutrav1.Phase, exit 
 		if n.Ended() {
 			return false
 		}
-		n.Phase, n.Desired, n.LastExit, n.Reason = phase, sutrav1.Desired_DESIRED_STOPPED, exit, reason
+		n.Phase, n.Desired, n.LastExit, n.Reason = seen.GetPhase(), sutrav1.Desired_DESIRED_STOPPED, seen.GetLastExit(), seen.GetReason()
+		n.Completed, n.RestartCount = seen.GetCompleted(), seen.GetRestartCount()
+		if n.GetPort() == 0 { // it ended before it was confirmed
+			n.Port, n.StoragePath = seen.GetPort(), seen.GetStoragePath()
+		}
 		n.Generation++
 		rec.EndedAt = timestamppb.Now()
 		return true

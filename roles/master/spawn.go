@@ -176,6 +176,9 @@ func (s *service) spawnAgain(ctx context.Context, rec *sutrav1.NodeRecord) (*sut
 	id := rec.GetNode().GetNodeId()
 	view, ok := s.registry.Node(id, time.Now())
 	switch {
+	case ok && view.Node.GetCompleted():
+		return nil, rpc.Errorf(rpc.StoppedMeanwhile, "node %s of request %s has run to its end since", id, rec.GetRequestId()).
+			With("node_id", id).WithHint("use another request id for another node")
 	case !ok || view.Ended || view.Node.GetDesired() == sutrav1.Desired_DESIRED_STOPPED:
 		return nil, rpc.Errorf(rpc.StoppedMeanwhile, "node %s of request %s has been stopped since", id, rec.GetRequestId()).
 			With("node_id", id).WithHint("use another request id for another node")

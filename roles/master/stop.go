@@ -26,9 +26,8 @@ func (s *service) StopNode(ctx context.Context, req *sutrav1.StopNodeRequest) (*
 	if !ok {
 		return &sutrav1.StopNodeResponse{AlreadyStopped: true}, nil
 	}
-	if asked, is := req.GetAgentId(), view.Node.GetAgentId(); asked != "" && asked != is {
-		return nil, rpc.Errorf(rpc.WrongAgent, "node %s is on agent %s, not on %s", id, is, asked).
-			With("node_id", id).With("agent_id", is).WithHint("leave out --agent: the node says where it is")
+	if err := onAgent(view.Node, req.GetAgentId()); err != nil {
+		return nil, err
 	}
 	if !view.Wanted {
 		return s.stopUnrecorded(ctx, view.Node)
@@ -90,7 +89,11 @@ func (s *service) stop(ctx context.Context, rec *sutrav1.NodeRecord) (*sutrav1.N
 	if err != nil {
 		return nil, err
 	}
-	ended, err := s.end(ctx, id, sutrav1.Phase_PHASE_STOPPED, last.GetLastExit(), "")
+	as := &sutrav1.Node{Phase: sutrav1.Phase_PHASE_STOPPED, LastExit: last.GetLastExit(), RestartCount: last.GetRestartCount()}
+	if last.GetCompleted() {
+		as = last // there was nothing to stop
+	}
+	ended, err := s.endAs(ctx, id, as)
 	if err != nil {
 		return nil, err
 	}

@@ -32,8 +32,15 @@ func (x *Node) Ended() bool {
 	return x.GetPhase() == Phase_PHASE_STOPPED || x.GetPhase() == Phase_PHASE_FAILED
 }
 
-// Summary is how a process ended, in a few words.
+// Summary is how a process ended, and why where the agent ended it, in a few words.
 func (x *Exit) Summary() string {
+	if x.GetCause() != "" {
+		return x.how() + " (" + x.GetCause() + ")"
+	}
+	return x.how()
+}
+
+func (x *Exit) how() string {
 	switch {
 	case x.GetUnknown():
 		return "an exit that nobody saw"

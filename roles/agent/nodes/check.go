@@ -2,73 +2,110 @@ package nodes
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/supervisor"
 )
 
-// parallelProbes bounds how many nodes are probed at once: a probe is cheap, a thousand at once aren't.
-const parallelProbes = 16
+const (
+	// parallelChecks bounds how many nodes are checked at once. A check of one that hangs costs a wait and little else, so
+	// that a thousand of them are through in less than the usual interval.
+	parallelChecks = 256
+	// checkSteps is into how many parts the time between two checks of a node is cut: so fine is the schedule.
+	checkSteps = 50
+	// unwellAfter is how many checks in a row a node fails before it is restarted.
+	unwellAfter = 3
+)
 
-// Run probes the running nodes in turn, every CheckEvery, until ctx ends.
+// checks is where a node stands with its checks.
+type checks struct {
+	// next is when the next one is due.
+	next time.Time
+	// running: one is under way. Invariant: there is never a second one.
+	running bool
+	// failed counts the last ones in a row that failed.
+	failed int
+}
+
+// begin makes the schedule of a node that has just become ready. Nodes that did so together are checked apart.
+func (c *checks) begin(now time.Time, every time.Duration) {
+	c.next, c.failed = now.Add(every/2+rand.N(every/2+1)), 0
+}
+
+// Run checks each running node every CheckEvery, until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
-	tick := time.NewTicker(m.cfg.CheckEvery)
+	var group sync.WaitGroup
+	defer group.Wait()
+	slots := make(chan struct{}, parallelChecks)
+	tick := time.NewTicker(max(m.cfg.CheckEvery/checkSteps, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			m.checkAll(ctx)
+		}
+		for _, e := range m.due(time.Now(), cap(slots)-len(slots)) {
+			slots <- struct{}{} // there is room: nobody else takes any
+			group.Go(func() {
+				m.check(ctx, e)
+				<-slots
+			})
 		}
 	}
 }
 
-func (m *Manager) checkAll(ctx context.Context) {
+// due returns the nodes whose check is due, at most so many, as being checked from now on.
+func (m *Manager) due(now time.Time, most int) []*entry {
 	m.mu.Lock()
-	var running []*entry
-	for _, e := range m.entries {
-		if e.state.Phase == supervisor.Running && !e.stopping() {
-			running = append(running, e)
+	defer m.mu.Unlock()
+	var due []*entry
+	for _, e := range m.entries { // in no order, so that where there are too many each has its chance
+		c := &e.checks
+		if len(due) == most {
+			break
 		}
+		if e.state.Phase != supervisor.Running || e.stopping() || c.running || now.Before(c.next) {
+			continue
+		}
+		c.running, c.next = true, now.Add(m.cfg.CheckEvery)
+		due = append(due, e)
 	}
-	m.mu.Unlock()
-	var group errgroup.Group
-	group.SetLimit(parallelProbes)
-	for _, e := range running {
-		group.Go(func() error { m.check(ctx, e); return nil })
-	}
-	_ = group.Wait() // checks report through their entries
+	return due
 }
 
-// check probes one running node and notes the outcome.
+// check probes one running node, notes the outcome and has it restarted where it was one too many.
 func (m *Manager) check(ctx context.Context, e *entry) {
 	m.mu.Lock()
 	spec, pid := e.spec, e.state.PID
 	m.mu.Unlock()
-	probe, err := m.probe(spec, m.cfg.Profiles[spec.GetProfile()])
-	if err == nil {
-		limited, cancel := context.WithTimeout(ctx, probeTimeout)
-		defer cancel()
-		err = probe.Check(limited)
-	}
-	if ctx.Err() != nil {
-		return
-	}
+	err := m.ask(ctx, spec, pid)
 	health, trouble := sutrav1.NodeHealth_NODE_HEALTH_READY, ""
 	if err != nil {
 		health, trouble = sutrav1.NodeHealth_NODE_HEALTH_NOT_READY, err.Error()
 	}
 
 	m.mu.Lock()
-	changed := e.state.Phase == supervisor.Running && !e.stopping() && e.state.PID == pid && e.health != health
+	same := ctx.Err() == nil && e.state.Phase == supervisor.Running && !e.stopping() && e.state.PID == pid
+	changed, unwell := same && e.health != health, false
+	if same {
+		e.checks.failed++
+		if err == nil {
+			e.checks.failed = 0
+		}
+		unwell = e.checks.failed >= unwellAfter
+	}
 	if changed {
 		e.health, e.trouble = health, trouble
 		m.touch(e)
 	}
+	e.checks.running = false
+	unit := e.unit
 	m.mu.Unlock()
 	switch {
 	case changed && err != nil:
@@ -76,4 +113,28 @@ func (m *Manager) check(ctx context.Context, e *entry) {
 	case changed:
 		m.cfg.Log.Info().Str("node_id", spec.GetNodeId()).Msg("node is ready again")
 	}
+	if unwell && unit != nil { // it is nil for a moment after the first process's start
+		unit.Unwell(pid, fmt.Sprintf("liveness probe failed %d times: %v", unwellAfter, err))
+	}
+}
+
+// errSuspended is what is wrong with a node that the kernel still accepts connections for.
+var errSuspended = errors.New("its process was stopped by a signal and doesn't run")
+
+// ask finds out whether a node works.
+func (m *Manager) ask(ctx context.Context, spec *sutrav1.Node, pid int) error {
+	if supervisor.Suspended(pid) {
+		return errSuspended
+	}
+	profile, ok := m.cfg.Profiles[spec.GetProfile()]
+	if !ok {
+		return nil // taken up from an agent whose file had it: nobody knows how to ask
+	}
+	probe, err := m.probe(spec, profile)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return probe.Check(ctx)
 }

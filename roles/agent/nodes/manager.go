@@ -36,7 +36,7 @@ type Config struct {
 	Profiles map[string]config.Profile
 	// Builtin is the sutra binary itself, which profiles without a binary run.
 	Builtin string
-	// CheckEvery is the pause between two readiness probes of a running node.
+	// CheckEvery is the time from one check of a running node to the next.
 	CheckEvery time.Duration
 	// Cgroups is where nodes get control groups of their own.
 	Cgroups supervisor.Cgroups
@@ -75,6 +75,7 @@ type entry struct {
 	state    supervisor.State
 	health   sutrav1.NodeHealth
 	trouble  string // why the last probe failed
+	checks   checks
 	revision uint64
 	awaited  int // callers that wait for the outcome of its start
 
@@ -154,7 +155,7 @@ func (m *Manager) admit(want *sutrav1.Node) (e *entry, isNew bool, err error) {
 func (m *Manager) live() []*sutrav1.Node {
 	nodes := make([]*sutrav1.Node, 0, len(m.entries))
 	for _, e := range m.entries {
-		if e.state.Phase != supervisor.Failed {
+		if e.state.Phase != supervisor.Failed && !e.state.Completed {
 			nodes = append(nodes, e.spec)
 		}
 	}
@@ -241,10 +242,12 @@ func (m *Manager) await(ctx context.Context, e *entry) (*sutrav1.Node, error) {
 	m.mu.Lock()
 	state, node, stopping := e.state, m.view(e), e.stopping()
 	m.mu.Unlock()
-	if state.Phase == supervisor.Failed && ctx.Err() == nil {
+	if state.Phase == supervisor.Failed && !state.Completed && ctx.Err() == nil {
 		m.drop(e) // the caller is told; where there is none, the node stays to be looked at
 	}
 	switch {
+	case state.Completed: // it served, and that is over by now
+		return node, nil
 	case state.Phase == supervisor.Failed:
 		return nil, rpc.Exited(node)
 	case stopping:
@@ -281,14 +284,15 @@ func (m *Manager) happened(ev supervisor.Event) {
 	if e == nil {
 		return // forgotten while its unit's last words were on their way
 	}
-	stopped := ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Stopped
+	// What is completed stays, here and on record, until the master has written that down and has it stopped.
+	stopped := ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Stopped && !ev.State.Completed
 	if stopped {
 		m.erase(e)
 	}
 	m.mu.Lock()
 	told := e.awaited > 0
 	m.mu.Unlock()
-	if ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Failed && told {
+	if ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Failed && !ev.State.Completed && told {
 		// The spawn fails, and nothing stays of it. Where nobody waits any more the node may have served somebody: its
 		// files stay. All this while the entry holds its path: the next one there has files of its own.
 		e.files.undo()
@@ -298,6 +302,7 @@ func (m *Manager) happened(ev supervisor.Event) {
 	switch ev.Kind {
 	case supervisor.ProcessReady:
 		e.health, e.trouble = sutrav1.NodeHealth_NODE_HEALTH_READY, ""
+		e.checks.begin(time.Now(), m.cfg.CheckEvery)
 	case supervisor.StopEscalated, supervisor.RecordLost:
 	default:
 		e.health = sutrav1.NodeHealth_NODE_HEALTH_NOT_READY
@@ -321,7 +326,13 @@ func (m *Manager) happened(ev supervisor.Event) {
 		log.Error().Err(ev.Err).Msg("node's record not written; it is found by its control group or its mark after the agent's next start")
 	case supervisor.ProcessReady:
 		log.Info().Msg("node ready")
+	case supervisor.RestartBegan:
+		log.Warn().Str("cause", ev.State.Ending).Msg("node's process is ended, another one follows")
 	case supervisor.ProcessExited:
+		if ev.State.LastExit.Cause != "" && ev.State.Phase == supervisor.Starting {
+			log.Info().Stringer("exit", ev.State.LastExit).Time("next_start", ev.State.NextStart).Msg("node's process has ended")
+			break
+		}
 		log.Warn().Stringer("exit", ev.State.LastExit).Stringer("phase", ev.State.Phase).
 			Time("next_start", ev.State.NextStart).Msg("node crashed; it will be restarted")
 	case supervisor.StopEscalated:
@@ -511,6 +522,11 @@ func (m *Manager) view(e *entry) *sutrav1.Node {
 	n.Revision = e.revision
 	n.Reason = e.reason()
 	n.LastExit = exitMessage(s.LastExit)
+	n.Completed = s.Completed
+	n.NextStart = nil
+	if !s.NextStart.IsZero() {
+		n.NextStart = timestamppb.New(s.NextStart)
+	}
 	n.StartedAt = nil
 	if s.PID != 0 {
 		n.StartedAt = timestamppb.New(s.StartedAt)
@@ -539,16 +555,23 @@ func (e *entry) started(ctx context.Context) bool {
 
 // stopping tells whether the node is to end, or has ended so. Needs Manager.mu.
 func (e *entry) stopping() bool {
-	return e.spec.GetDesired() == sutrav1.Desired_DESIRED_STOPPED || e.state.Phase == supervisor.Stopping || e.state.Phase == supervisor.Stopped
+	return e.spec.GetDesired() == sutrav1.Desired_DESIRED_STOPPED || e.state.Phase == supervisor.Stopping ||
+		e.state.Phase == supervisor.Stopped && !e.state.Completed
 }
 
 func (e *entry) reason() string {
 	s := e.state
 	switch {
+	case s.Completed:
+		return "ended by itself: " + s.LastExit.String() + "; by its profile's restart policy it isn't started again"
+	case s.Phase == supervisor.Restarting:
+		return "is ended, to be started anew: " + s.Ending
 	case s.Phase == supervisor.CrashLooping:
-		return "crashes again and again, last by " + s.LastExit.String() + "; next start at " + s.NextStart.UTC().Format(time.TimeOnly) + " UTC"
+		return "ends again and again, last by " + s.LastExit.String() + "; " + e.nextStart()
 	case s.Phase == supervisor.Failed:
 		return "ended before it was ready: " + s.LastExit.String()
+	case s.Phase == supervisor.Starting && s.LastExit != nil && s.PID == 0:
+		return "restarts after " + s.LastExit.String() + "; " + e.nextStart()
 	case s.Phase == supervisor.Starting && s.LastExit != nil:
 		return "restarts after " + s.LastExit.String()
 	case s.Phase == supervisor.Running && !e.stopping():
@@ -557,10 +580,19 @@ func (e *entry) reason() string {
 	return ""
 }
 
+// nextStart says when the next process is started.
+func (e *entry) nextStart() string {
+	if at := e.state.NextStart; time.Now().Before(at) {
+		return "next start at " + at.UTC().Format(time.TimeOnly) + " UTC"
+	}
+	return "next start when it is its turn among those that restart"
+}
+
 func phaseOf(p supervisor.Phase) sutrav1.Phase {
 	return map[supervisor.Phase]sutrav1.Phase{
 		supervisor.Starting:     sutrav1.Phase_PHASE_STARTING,
 		supervisor.Running:      sutrav1.Phase_PHASE_RUNNING,
+		supervisor.Restarting:   sutrav1.Phase_PHASE_STARTING,
 		supervisor.CrashLooping: sutrav1.Phase_PHASE_CRASH_LOOP,
 		supervisor.Stopping:     sutrav1.Phase_PHASE_STOPPING,
 		supervisor.Stopped:      sutrav1.Phase_PHASE_STOPPED,
@@ -576,7 +608,7 @@ func exitMessage(e *supervisor.Exit) *sutrav1.Exit {
 	if e.Err != nil {
 		out = e.Err.Error()
 	}
-	return &sutrav1.Exit{Code: int32(e.Code), Unknown: e.Unknown, Signal: e.Signal, At: timestamppb.New(e.At), Output: out}
+	return &sutrav1.Exit{Code: int32(e.Code), Unknown: e.Unknown, Signal: e.Signal, At: timestamppb.New(e.At), Output: out, Cause: e.Cause}
 }
 
 // exitOf is a state's last exit for the log; one that never had a process has none.

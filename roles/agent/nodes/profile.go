@@ -41,7 +41,7 @@ func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, err
 	}
 	spec := supervisor.Spec{
 		ID: n.GetNodeId(), Path: binary, Args: args, Env: m.environment(n), Dir: n.GetStoragePath(), LogPath: e.files.log,
-		StopSignal: unix.SignalNum("SIG" + p.StopSignal), StopGrace: p.StopGrace, Mark: m.mark(n.GetNodeId()), Cgroups: m.cfg.Cgroups, Restart: supervisor.DefaultRestart(),
+		StopSignal: unix.SignalNum("SIG" + p.StopSignal), StopGrace: p.StopGrace, Mark: m.mark(n.GetNodeId()), Cgroups: m.cfg.Cgroups, Restart: restartOf(p),
 	}
 	if p.Ready.Kind == "none" {
 		return spec, nil
@@ -52,6 +52,14 @@ func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, err
 	}
 	spec.Ready = func(ctx context.Context) error { return health.AwaitReady(ctx, probe, probeTimeout) }
 	return spec, nil
+}
+
+// restartOf is when a profile's nodes are started again. One without a policy is for ever.
+func restartOf(p profile) supervisor.Restart {
+	r := supervisor.DefaultRestart()
+	r.Policy = map[string]supervisor.Policy{"on-failure": supervisor.OnFailure, "never": supervisor.Never}[p.Restart]
+	r.Success = p.SuccessExitCodes
+	return r
 }
 
 func (m *Manager) probe(n *sutrav1.Node, p profile) (health.Probe, error) {

@@ -103,9 +103,17 @@ func (r records) remove(id string) error {
 
 // recordMessage is how a unit's record is written.
 func recordMessage(node *sutrav1.Node, r supervisor.Record) *sutrav1.ProcessRecord {
+	if r.Completed {
+		node = proto.CloneOf(node)
+		node.Completed, node.Phase = true, sutrav1.Phase_PHASE_STOPPED
+		if r.Failed {
+			node.Phase = sutrav1.Phase_PHASE_FAILED
+		}
+	}
 	rec := &sutrav1.ProcessRecord{
 		Node: node, Pid: int32(r.Identity.PID), StartTicks: r.Identity.StartTicks, BootId: r.Identity.BootID, LogStart: r.LogStart,
 		EverReady: r.EverReady, Restarts: uint32(r.Restarts), Crashes: uint32(r.Crashes), LastExit: exitMessage(r.LastExit),
+		Ending: r.Ending,
 	}
 	if !r.StartedAt.IsZero() {
 		rec.StartedAt = timestamppb.New(r.StartedAt)
@@ -118,12 +126,13 @@ func recordOf(rec *sutrav1.ProcessRecord) supervisor.Record {
 	r := supervisor.Record{
 		Identity: supervisor.Identity{PID: int(rec.GetPid()), StartTicks: rec.GetStartTicks(), BootID: rec.GetBootId()},
 		LogStart: rec.GetLogStart(), EverReady: rec.GetEverReady(), Restarts: int(rec.GetRestarts()), Crashes: int(rec.GetCrashes()),
+		Ending: rec.GetEnding(), Completed: rec.GetNode().GetCompleted(), Failed: rec.GetNode().GetPhase() == sutrav1.Phase_PHASE_FAILED,
 	}
 	if rec.GetStartedAt() != nil {
 		r.StartedAt = rec.GetStartedAt().AsTime()
 	}
 	if e := rec.GetLastExit(); e != nil {
-		r.LastExit = &supervisor.Exit{Code: int(e.GetCode()), Signal: e.GetSignal(), Unknown: e.GetUnknown(), At: e.GetAt().AsTime(), Output: e.GetOutput()}
+		r.LastExit = &supervisor.Exit{Code: int(e.GetCode()), Signal: e.GetSignal(), Unknown: e.GetUnknown(), At: e.GetAt().AsTime(), Output: e.GetOutput(), Cause: e.GetCause()}
 	}
 	return r
 }

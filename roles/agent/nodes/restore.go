@@ -39,6 +39,7 @@ func (m *Manager) restore(kept []*sutrav1.ProcessRecord) {
 			health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY,
 			files:  files{storage: rec.GetNode().GetStoragePath(), log: m.logPath(id), logged: true},
 		}
+		e.spec.Completed, e.spec.Phase = false, 0 // that is the unit's to say
 		m.mu.Lock()
 		m.entries[id] = e
 		m.mu.Unlock()

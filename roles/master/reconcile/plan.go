@@ -54,6 +54,7 @@ func Plan(states []registry.NodeState, now time.Time) []Action {
 func decide(s registry.NodeState) (Kind, string) {
 	runs := s.Seen != nil
 	phase := s.Seen.GetPhase()
+	completed := s.Seen.GetCompleted()
 	failed := phase == sutrav1.Phase_PHASE_FAILED
 	wanted := s.Record.GetNode()
 	switch {
@@ -61,6 +62,8 @@ func decide(s registry.NodeState) (Kind, string) {
 		return Forget, "its spawn failed, and the store still has its record"
 	case s.Record == nil && s.Removed:
 		return Stop, "it was removed while its agent was away"
+	case s.Record == nil && completed:
+		return Adopt, "it has run to its end at its agent, and the master has no record of it"
 	case s.Record == nil && failed:
 		return Stop, "it has failed and nobody wants it"
 	case s.Record == nil && phase != sutrav1.Phase_PHASE_RUNNING && phase != sutrav1.Phase_PHASE_CRASH_LOOP:
@@ -75,6 +78,8 @@ func decide(s registry.NodeState) (Kind, string) {
 		return Stop, "it is to be stopped and still there"
 	case wanted.GetDesired() == sutrav1.Desired_DESIRED_STOPPED:
 		return Bury, "it was to be stopped, and its agent doesn't run it"
+	case completed:
+		return Bury, "it has run to its end, and its agent doesn't start it again"
 	case !runs && s.Displaced:
 		return "", "" // its data is on another host, and so may its process be
 	case !runs:

@@ -149,6 +149,31 @@ func TestPlanKeepsItsRules(t *testing.T) {
 	})
 }
 
+// What has run to its end is written down as such and not started again; only then its agent may forget it.
+func TestCompletedIsWrittenDown(t *testing.T) {
+	for name, c := range map[string]struct {
+		state registry.NodeState
+		want  Kind
+	}{
+		"wanted":        {registry.NodeState{Record: record(sutrav1.Desired_DESIRED_RUNNING, 0, true)}, Bury},
+		"intended":      {registry.NodeState{Record: record(sutrav1.Desired_DESIRED_RUNNING, 0, false)}, Bury},
+		"displaced":     {registry.NodeState{Record: record(sutrav1.Desired_DESIRED_RUNNING, 0, true), Displaced: true}, Bury},
+		"to be stopped": {registry.NodeState{Record: record(sutrav1.Desired_DESIRED_STOPPED, 0, true)}, Stop},
+		"written down":  {registry.NodeState{Record: record(sutrav1.Desired_DESIRED_STOPPED, stopped, true)}, Stop},
+		"nobody's":      {registry.NodeState{}, Adopt},
+		"removed":       {registry.NodeState{Removed: true}, Stop},
+	} {
+		for _, phase := range []sutrav1.Phase{stopped, failed} {
+			s := c.state
+			s.ID, s.AgentID, s.Settled, s.Seen = "n", "a", true, seen(phase)
+			s.Seen.Completed = true
+			if got := Plan([]registry.NodeState{s}, noon()); len(got) != 1 || got[0].Kind != c.want || got[0].Reason == "" {
+				t.Errorf("%s, completed as %v: %v, want one %s", name, phase, got, c.want)
+			}
+		}
+	}
+}
+
 // What was undone is forgotten by the store whether or not its agent can be asked.
 func TestDiscardedIsForgotten(t *testing.T) {
 	rec := &sutrav1.NodeRecord{Node: &sutrav1.Node{NodeId: "n", AgentId: "a", Desired: sutrav1.Desired_DESIRED_RUNNING}}

@@ -28,6 +28,9 @@ type world struct {
 	records  map[string]*sutrav1.NodeRecord // on the master's disk
 	tombs    map[string]*sutrav1.NodeRecord // on the master's disk
 	hosts    map[string]*simHost
+	// finished are the nodes that ran to their end and whose agents hold on to that until they are told not to, and the
+	// phase that each is to end in.
+	finished map[string]sutrav1.Phase
 	made     int
 	// lossy: calls may be lost.
 	lossy bool
@@ -45,7 +48,7 @@ type simHost struct {
 func newWorld(t *rapid.T) *world {
 	w := &world{
 		t: t, now: noon(), lossy: true, agents: map[string]*sutrav1.Agent{}, records: map[string]*sutrav1.NodeRecord{}, tombs: map[string]*sutrav1.NodeRecord{},
-		registry: registry.New(health.DefaultThresholds()), hosts: map[string]*simHost{},
+		registry: registry.New(health.DefaultThresholds()), hosts: map[string]*simHost{}, finished: map[string]sutrav1.Phase{},
 	}
 	for _, id := range []string{"a", "b"} {
 		w.hosts[id] = &simHost{runs: map[string]*sutrav1.Node{}}
@@ -114,6 +117,13 @@ func (h *simHost) say(n *sutrav1.Node, phase sutrav1.Phase) {
 	h.runs[n.GetNodeId()], h.news[n.GetNodeId()] = n, true
 }
 
+// live are the nodes that something may yet happen to.
+func (h *simHost) live() map[string]*sutrav1.Node {
+	live := maps.Clone(h.runs)
+	maps.DeleteFunc(live, func(_ string, n *sutrav1.Node) bool { return n.GetCompleted() })
+	return live
+}
+
 func (h *simHost) forget(id string) {
 	delete(h.runs, id)
 	h.news[id] = true
@@ -128,7 +138,7 @@ func (w *world) spawn(id string) error {
 		case n == nil && (!w.lossy || rapid.IntRange(0, 5).Draw(w.t, "dies early") > 0):
 			h.say(want, running)
 			answer = h.runs[id]
-		case n == nil, n.GetPhase() == failed:
+		case n == nil, n.GetPhase() == failed && !n.GetCompleted():
 			h.forget(id)
 		default:
 			answer = n
@@ -177,7 +187,11 @@ func (w *world) Act(_ context.Context, a Action) error {
 			NodeId: a.NodeID, AgentId: a.AgentID, Desired: sutrav1.Desired_DESIRED_RUNNING, Generation: view.Node.GetGeneration(),
 		}})
 	case Bury:
-		w.end(a.NodeID, stopped)
+		phase := stopped
+		if view, _ := w.registry.Node(a.NodeID, w.now); view.Node.GetCompleted() {
+			phase = view.Node.GetPhase()
+		}
+		w.end(a.NodeID, phase)
 	}
 	return nil
 }
@@ -266,6 +280,7 @@ func (w *world) steps() map[string]func(*rapid.T) {
 				rec.Node.Desired = sutrav1.Desired_DESIRED_STOPPED
 				rec.Node.Generation++
 			})
+			delete(w.finished, id) // that it was stopped is as true
 			_ = w.stop(id, w.records[id].GetNode().GetAgentId())
 		},
 		"remove": func(t *rapid.T) {
@@ -286,11 +301,22 @@ func (w *world) steps() map[string]func(*rapid.T) {
 			}
 			n := over[some(t, over)].GetNode()
 			w.hosts[n.GetAgentId()].say(n, running)
+			delete(w.finished, n.GetNodeId())
 		},
-		"node vanishes":  func(t *rapid.T) { _, h := host(t); h.forget(some(t, h.runs)) },
-		"node fails":     func(t *rapid.T) { _, h := host(t); h.say(h.runs[some(t, h.runs)], failed) },
-		"node loops":     func(t *rapid.T) { _, h := host(t); h.say(h.runs[some(t, h.runs)], crashLoop) },
-		"node starts":    func(t *rapid.T) { _, h := host(t); h.say(h.runs[some(t, h.runs)], starting) },
+		"node vanishes": func(t *rapid.T) { _, h := host(t); h.forget(some(t, h.live())) },
+		"node fails":    func(t *rapid.T) { _, h := host(t); h.say(h.runs[some(t, h.live())], failed) },
+		"node loops":    func(t *rapid.T) { _, h := host(t); h.say(h.runs[some(t, h.live())], crashLoop) },
+		"node starts":   func(t *rapid.T) { _, h := host(t); h.say(h.runs[some(t, h.live())], starting) },
+		"node finishes": func(t *rapid.T) {
+			_, h := host(t)
+			n := proto.CloneOf(h.runs[some(t, h.live())])
+			n.Completed = true
+			phase := rapid.SampledFrom([]sutrav1.Phase{stopped, failed}).Draw(t, "as")
+			h.say(n, phase)
+			if rec := w.records[n.GetNodeId()]; rec == nil || rec.GetNode().GetDesired() == sutrav1.Desired_DESIRED_RUNNING {
+				w.finished[n.GetNodeId()] = phase
+			}
+		},
 		"agent leaves":   func(t *rapid.T) { _, h := host(t); h.away = true },
 		"agent is back":  func(t *rapid.T) { _, h := host(t); h.away = false },
 		"agent restarts": func(t *rapid.T) { w.restart(some(t, w.hosts), false) },
@@ -323,6 +349,9 @@ func (w *world) restart(id string, empty bool) {
 	h := w.hosts[id]
 	h.away, h.revision = false, 0
 	if empty {
+		for n := range h.runs {
+			delete(w.finished, n)
+		}
 		h.runs = map[string]*sutrav1.Node{}
 	}
 	for n := range h.runs {
@@ -386,7 +415,7 @@ func TestGridComesToWhatIsWanted(t *testing.T) {
 		}
 		wanted := map[string]bool{} // and once known to be possible
 		for id, rec := range w.records {
-			if rec.GetConfirmed() && rec.GetNode().GetDesired() == sutrav1.Desired_DESIRED_RUNNING {
+			if rec.GetConfirmed() && rec.GetNode().GetDesired() == sutrav1.Desired_DESIRED_RUNNING && w.finished[id] == 0 {
 				wanted[id] = true
 			}
 		}
@@ -394,6 +423,11 @@ func TestGridComesToWhatIsWanted(t *testing.T) {
 		for id := range wanted {
 			if w.records[id].GetNode().GetDesired() != sutrav1.Desired_DESIRED_RUNNING {
 				t.Errorf("%s was wanted, and the reconciler gave it up: %v", id, w.records[id])
+			}
+		}
+		for id, phase := range w.finished {
+			if rec := w.records[id]; rec != nil && rec.GetNode().GetPhase() != phase {
+				t.Errorf("%s has run to its end as %v, and on record is %v", id, phase, rec)
 			}
 		}
 		running := map[string]bool{}
