@@ -188,23 +188,21 @@ func lookup(master, homeFlag string) (endpoint string, announced config.Local, e
 	return endpoint, announced, nil
 }
 
-// required is the value of a flag that the verb can't do without.
-func required(cctx *cli.Context, name, example string) (string, error) {
-	if value := cctx.String(name); value != "" {
+// requiredNode is the value of --node, which the verb can't do without.
+func requiredNode(cctx *cli.Context) (string, error) {
+	if value := cctx.String("node"); value != "" {
 		return value, nil
 	}
 	return "", &UsageError{
-		Message: fmt.Sprintf("%s needs --%s", cctx.Command.HelpName, name),
-		Hint:    fmt.Sprintf("%s --%s %s", cctx.Command.HelpName, name, example),
+		Message: cctx.Command.HelpName + " needs --node",
+		Hint:    cctx.Command.HelpName + " --node NODE   (sutra list-nodes shows the ids)",
 	}
 }
 
-// nodeFlag is the --node of the verbs that work on one node, nodeExample what it looks like.
+// nodeFlag is the --node of the verbs that work on one node.
 func nodeFlag() cli.Flag {
 	return &cli.StringFlag{Name: "node", Aliases: []string{"n"}, Usage: "id of the `NODE`, as list-nodes shows it"}
 }
-
-const nodeExample = "NODE   (sutra list-nodes shows the ids)"
 
 // Invoke makes one call within --timeout.
 func (s *session) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {

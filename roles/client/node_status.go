@@ -32,7 +32,7 @@ unavailable; 5 timed out; 6 not allowed`,
 }
 
 func nodeStatus(cctx *cli.Context, s *session) error {
-	id, err := required(cctx, "node", nodeExample)
+	id, err := requiredNode(cctx)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ Exit codes: 0 nobody knows the node any more; 1 failed; 2 bad flags; 4 master un
 }
 
 func remove(cctx *cli.Context, s *session) error {
-	id, err := required(cctx, "node", nodeExample)
+	id, err := requiredNode(cctx)
 	if err != nil {
 		return err
 	}

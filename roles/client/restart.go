@@ -32,7 +32,7 @@ flags; 3 no such node; 4 master or agent unavailable; 5 timed out, the restart g
 }
 
 func restart(cctx *cli.Context, s *session) error {
-	id, err := required(cctx, "node", nodeExample)
+	id, err := requiredNode(cctx)
 	if err != nil {
 		return err
 	}

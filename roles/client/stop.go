@@ -29,7 +29,7 @@ the stop goes on; 6 not allowed; 7 the node is on another agent`,
 }
 
 func stop(cctx *cli.Context, s *session) error {
-	id, err := required(cctx, "node", nodeExample)
+	id, err := requiredNode(cctx)
 	if err != nil {
 		return err
 	}

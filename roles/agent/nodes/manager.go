@@ -580,12 +580,9 @@ func (e *entry) reason() string {
 	return ""
 }
 
-// nextStart says when the next process is started.
+// nextStart says when the next process is started. On a host where many restart it may have to wait for its turn.
 func (e *entry) nextStart() string {
-	if at := e.state.NextStart; time.Now().Before(at) {
-		return "next start at " + at.UTC().Format(time.TimeOnly) + " UTC"
-	}
-	return "next start when it is its turn among those that restart"
+	return "next start at " + e.state.NextStart.UTC().Format(time.TimeOnly) + " UTC at the earliest"
 }
 
 func phaseOf(p supervisor.Phase) sutrav1.Phase {
