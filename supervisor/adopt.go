@@ -31,9 +31,10 @@ func (u *Unit) find() (*process, error) {
 		startedAt: r.StartedAt, logPath: u.spec.LogPath, logStart: r.LogStart,
 	}
 	// The supervisor before may have had no control groups, or others.
-	if g := u.spec.Cgroups.of(u.spec.ID); g.unified == "" || slices.Contains(g.members(), p.identity.PID) {
+	if g := u.spec.Cgroups.of(u.spec.ID); !g.exists() || slices.Contains(g.members(), p.identity.PID) {
 		p.kin.group = g
 	}
+	p.limited = p.kin.group.limited(p.identity.PID, u.spec.Limits.Memory)
 	go p.watch()
 	return p, nil
 }
@@ -42,7 +43,7 @@ func (u *Unit) find() (*process, error) {
 func (u *Unit) kin() []kin {
 	g := u.spec.Cgroups.of(u.spec.ID)
 	all := []kin{newKin(g, u.spec.Mark)}
-	if g.unified != "" {
+	if g.exists() {
 		all = append(all, newKin(group{}, u.spec.Mark))
 	}
 	return all

@@ -9,70 +9,74 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Cgroups is where units get control groups of their own. The zero Cgroups makes none.
+// Cgroups is where units get control groups of their own: a folder in each hierarchy that is of use on this host, empty
+// where there is none. The zero Cgroups makes no groups.
 type Cgroups struct {
-	// unified is the folder in the unified (v2) hierarchy under which a unit's group is made; empty where the host has no
-	// such hierarchy or this process may not write to it. Hybrid hosts have one beside the old hierarchies.
+	// unified is in the v2 hierarchy; it holds a unit's processes together and kills them.
 	unified string
+	// memory and cpu are in the hierarchy that has the controller: a v1 hierarchy, else the same as unified.
+	memory, cpu string
+	// cpuacct and freezer are in v1 hierarchies, and empty beside a unified one, which does their work better.
+	cpuacct, freezer string
 }
 
-// group is one unit's control group; the zero group is none.
-type group struct {
-	unified string
+// group is one unit's control group, in all hierarchies; the zero group is none.
+type group Cgroups
+
+// of names the group of a unit.
+func (c Cgroups) of(id string) group {
+	g := group(c)
+	for _, dir := range []*string{&g.unified, &g.memory, &g.cpu, &g.cpuacct, &g.freezer} {
+		if *dir != "" {
+			*dir = filepath.Join(*dir, id)
+		}
+	}
+	return g
 }
 
-// OpenCgroups finds the hierarchy and makes a folder of the given name in it, beneath the group that this process is in.
-// Why says, for the log, what can't be done here; empty where all can. It is no error to run without.
-func OpenCgroups(name string) (c Cgroups, why string) {
-	const less = "processes that leave their session may escape a stop: "
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return c, less + err.Error()
+// Remove deletes the folders that OpenCgroups made. It fails while a unit's group is in one.
+func (c Cgroups) Remove() error { return group(c).remove() }
+
+// exists tells whether the group is one, in any hierarchy.
+func (g group) exists() bool { return g != group{} }
+
+// dirs are its folders, each once: hierarchies may have several controllers.
+func (g group) dirs() []string {
+	var dirs []string
+	for _, dir := range []string{g.unified, g.freezer, g.memory, g.cpu, g.cpuacct} {
+		if dir != "" && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
 	}
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return c, less + err.Error()
-	}
-	at := unifiedGroup(mounts, own)
-	if at == "" {
-		return c, less + "there is no unified control group hierarchy"
-	}
-	dir := filepath.Join(at, name)
-	if err := makeGroup(dir); err != nil {
-		return c, less + err.Error()
-	}
-	return Cgroups{unified: dir}, ""
+	return dirs
 }
 
-// unifiedGroup finds, from a process's mountinfo and cgroup files, the folder of its own group in the unified hierarchy;
-// empty where there is none.
-func unifiedGroup(mountinfo, own []byte) string {
-	path, known := "", false
-	for line := range bytes.Lines(own) {
-		parts := strings.SplitN(strings.TrimSpace(string(line)), ":", 3)
-		if len(parts) == 3 && parts[1] == "" {
-			path, known = parts[2], true
-		}
-	}
-	for line := range bytes.Lines(mountinfo) {
-		fields := strings.Fields(string(line))
-		dash := slices.Index(fields, "-")
-		// Later mounts of the hierarchy are those of containers on this host.
-		if dash < 6 || len(fields) < dash+4 || fields[dash+1] != "cgroup2" || !known {
-			continue
-		}
-		root, at := fields[3], fields[4]
-		// A container's mount shows only what lies beneath its root.
-		// What is outside of this process's namespace begins with "/..".
-		if rel, err := filepath.Rel(root, path); err == nil && !strings.HasPrefix(path, "/..") && rel != ".." && !strings.HasPrefix(rel, "../") {
-			return filepath.Join(at, rel)
-		}
-		return at
+// old are its folders in v1 hierarchies.
+func (g group) old() []string {
+	return slices.DeleteFunc(g.dirs(), func(dir string) bool { return dir == g.unified })
+}
+
+// at is the folder by which its members are known.
+func (g group) at() string {
+	if dirs := g.dirs(); len(dirs) > 0 {
+		return dirs[0]
 	}
 	return ""
+}
+
+// make makes the group, where it isn't there.
+func (g group) make() error {
+	for _, dir := range g.dirs() {
+		if err := makeGroup(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func makeGroup(dir string) error {
@@ -82,44 +86,45 @@ func makeGroup(dir string) error {
 	return nil
 }
 
-// Remove deletes the folder that OpenCgroups made. It fails while a unit's group is in it.
-func (c Cgroups) Remove() error { return group(c).remove() }
-
-// of names the group of a unit.
-func (c Cgroups) of(id string) (g group) {
-	if c.unified != "" {
-		g.unified = filepath.Join(c.unified, id)
-	}
-	return g
-}
-
-// make makes the group, if it isn't there.
-func (g group) make() error {
-	if g.unified == "" {
-		return nil
-	}
-	return makeGroup(g.unified)
-}
-
-// kill ends every process of the group; members that fork meanwhile are caught too.
+// kill ends every process of the group in the unified hierarchy; members that fork meanwhile are caught too.
 func (g group) kill() error {
-	err := os.WriteFile(filepath.Join(g.unified, "cgroup.kill"), []byte("1"), 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
+	err := write(filepath.Join(g.unified, "cgroup.kill"), "1")
+	if errors.Is(err, fs.ErrNotExist) && !isThere(g.unified) {
 		return nil // nobody is in a group that isn't
 	}
 	return err
 }
 
-// populated tells whether any process is left in the group or beneath it.
+// freeze keeps the members of a v1 group from forking while they are killed, as far as the kernel gets hold of them at
+// once. They die when they are thawed.
+func (g group) freeze() (thaw func()) {
+	if g.freezer == "" {
+		return func() {}
+	}
+	state := filepath.Join(g.freezer, "freezer.state")
+	_ = write(state, "FROZEN") // without it, who kills goes on until nobody is left
+	return func() { _ = write(state, "THAWED") }
+}
+
+// populated tells whether any process is left in the group or, in the unified hierarchy, beneath it.
 func (g group) populated() bool {
+	if g.unified == "" {
+		return len(g.members()) > 0
+	}
 	data, err := os.ReadFile(filepath.Join(g.unified, "cgroup.events"))
 	return err == nil && bytes.Contains(data, []byte("populated 1"))
 }
 
 // members are the pids in the group.
-func (g group) members() []int {
+func (g group) members() []int { return pidsIn(g.at()) }
+
+// pidsIn are the pids in the group of a folder; none where it is gone.
+func pidsIn(dir string) []int {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if dir == "" || err != nil {
+		return nil
+	}
 	var pids []int
-	data, _ := os.ReadFile(filepath.Join(g.unified, "cgroup.procs")) // none where the group is gone
 	for field := range bytes.FieldsSeq(data) {
 		if pid, err := strconv.Atoi(string(field)); err == nil {
 			pids = append(pids, pid)
@@ -130,11 +135,42 @@ func (g group) members() []int {
 
 // remove deletes the group. It fails while anybody is in it.
 func (g group) remove() error {
-	if g.unified == "" {
-		return nil
+	var errs []error
+	for _, dir := range g.dirs() {
+		if err := removeGroup(dir); err != nil {
+			errs = append(errs, err)
+		}
 	}
-	if err := os.Remove(g.unified); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	return errors.Join(errs...)
+}
+
+// removeGroup removes one folder. A v1 group is busy for a moment after its last member has gone.
+func removeGroup(dir string) error {
+	const tries = 20
+	for i := 0; ; i++ {
+		err := unix.Rmdir(dir)
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist):
+			return nil
+		case !errors.Is(err, unix.EBUSY) || i == tries || len(pidsIn(dir)) > 0:
+			return &fs.PathError{Op: "remove control group", Path: dir, Err: err}
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// write writes to one of the kernel's files, which must be there.
+func write(path, value string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	_, err = unix.Write(fd, []byte(value))
+	_ = unix.Close(fd) // the write has told
+	if err != nil {
+		return &fs.PathError{Op: "write " + value + " to", Path: path, Err: err}
 	}
 	return nil
 }
+
+func isThere(path string) bool { return unix.Access(path, unix.F_OK) == nil }

@@ -3,6 +3,8 @@ package supervisor
 import (
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Phase is what a unit is doing.
@@ -39,10 +41,18 @@ type Exit struct {
 	Output string
 	// Unknown: it ended, and the kernel couldn't say how. That is so of processes that were adopted, before Linux 6.15.
 	Unknown bool
+	// OOMKilled: the kernel killed the process, or one of its descendants before it ended by itself, because the unit
+	// went beyond its memory limit.
+	OOMKilled bool
 	// Err is why the process couldn't be started; else nil.
 	Err error
 	// Cause is why the supervisor ended it, to start another one. Empty where it ended by itself or was stopped.
 	Cause string
+}
+
+// mayBeOOM tells whether it is how a process ends that is killed for want of memory, or whose descendants are.
+func (e *Exit) mayBeOOM() bool {
+	return e.Unknown || e.Signal == signalName(unix.SIGKILL) || e.Signal == "" && e.Code != 0
 }
 
 func (e *Exit) String() string {
@@ -56,6 +66,10 @@ func (e *Exit) how() string {
 	switch {
 	case e.Err != nil:
 		return e.Err.Error()
+	case e.OOMKilled:
+		how := *e
+		how.OOMKilled = false
+		return how.String() + ": over its memory limit"
 	case e.Unknown:
 		return "an exit that nobody saw"
 	case e.Signal != "":
@@ -83,6 +97,8 @@ type State struct {
 	// Completed: it ended by itself, was ready once, and its policy says that it isn't started again. The phase is Stopped after a
 	// success, else Failed. Its record stays, so that whoever takes it up finds it so.
 	Completed bool
+	// MemoryLimited: the current process, or the last one, is held to Spec.Limits.Memory.
+	MemoryLimited bool
 }
 
 // Kind is what happened to a unit.

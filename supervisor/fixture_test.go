@@ -96,6 +96,27 @@ func fixture(mode string, args []string) error {
 			return err
 		}
 		fmt.Fprintf(os.Stdout, "%s", own)
+	case "allocate": // args[1]: how many MiB, once the file args[0].go is there
+		if err := touch(args[0], ""); err != nil {
+			return err
+		}
+		if err := awaitFile(args[0] + ".go"); err != nil {
+			return err
+		}
+		mib, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		if _, err := unix.Mmap(-1, 0, mib<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_POPULATE); err != nil {
+			return err
+		}
+		if err := touch(args[0]+".done", ""); err != nil {
+			return err
+		}
+		time.Sleep(time.Hour)
+	case "allocate-in-child": // ends with 7 when its child does, in whatever way
+		_ = again("allocate", args...).Run()
+		syscall.Exit(7)
 	case "count": // writes lines that tell who wrote them and how many before
 		if err := touch(args[0], ""); err != nil {
 			return err

@@ -32,6 +32,7 @@ func start(s *Spec, bootID string) (*process, error) {
 	if err := group.make(); err != nil {
 		return nil, errors.Join(err, group.remove())
 	}
+	limited, before := group.limit(s.Limits), group.ooms()
 
 	pidfd := -1
 	attr := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
@@ -44,9 +45,9 @@ func start(s *Spec, bootID string) (*process, error) {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
 	startedAt := time.Now()
-	pid, err := syscall.ForkExec(s.Path, append([]string{filepath.Base(s.Path)}, s.Args...), &syscall.ProcAttr{
+	pid, err := group.forkExec(s.Path, append([]string{filepath.Base(s.Path)}, s.Args...), &syscall.ProcAttr{
 		Dir: s.Dir, Env: s.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd()}, Sys: attr,
-	})
+	}, s.Limits)
 	if err != nil {
 		_ = group.remove() // it was made for this process alone
 		// The fork's error doesn't say whether it is the directory or the binary that is missing.
@@ -68,7 +69,7 @@ func start(s *Spec, bootID string) (*process, error) {
 		id = Identity{PID: pid}
 	}
 	p := &process{
-		identity: id, child: true, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), kin: newKin(group, s.Mark),
+		identity: id, child: true, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), kin: newKin(group, s.Mark), limited: limited, ooms: before,
 		startedAt: startedAt, logPath: s.LogPath, logStart: size, exited: make(chan struct{}),
 	}
 	go p.watch()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,7 +68,8 @@ func fileAppears(path string) func(context.Context) error {
 // markOf is the mark of the unit that has a folder to itself.
 func markOf(dir string) string { return "SUTRA_TEST_UNIT=" + dir }
 
-// groupsEnv makes the specs of a test have control groups.
+// groupsEnv makes the specs of a test have control groups: as the host has them or, where it is "v1", without the
+// unified hierarchy.
 const groupsEnv = "SUTRA_TEST_CGROUPS"
 
 // wantedGroups are those of a unit with a folder to itself, where the test wants them. They are gone at its end.
@@ -79,11 +79,18 @@ func wantedGroups(t *testing.T, dir string) Cgroups {
 		return Cgroups{}
 	}
 	c, why := OpenCgroups(groupsName(dir))
-	if c.unified == "" {
+	if os.Getenv(groupsEnv) == "v1" {
+		if err := c.Remove(); err != nil {
+			t.Fatal(err)
+		}
+		mounts, own := hidden(t)
+		c, why = openCgroups(mounts, own, groupsName(dir))
+	}
+	if !group(c).exists() {
 		skip(t, "no control group can be made here: %s", why)
 	}
 	t.Cleanup(func() {
-		if err := os.Remove(c.unified); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := c.Remove(); err != nil {
 			t.Errorf("the unit's control group is left: %v", err)
 		}
 	})

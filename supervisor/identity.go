@@ -40,13 +40,15 @@ func identify(pid int, bootID string) (Identity, error) {
 	return Identity{PID: pid, StartTicks: st.startTicks, BootID: bootID}, nil
 }
 
+// tick is the unit of times in /proc: USER_HZ is 100 on all that Go runs on.
+const tick = time.Second / 100
+
 // startTime is when a process started, as its ticks tell: to a hundredth of a second, and with the clock as it is set now.
 func startTime(ticks uint64) time.Time {
 	var boot unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
 		return time.Now()
 	}
-	const tick = time.Second / 100 // USER_HZ
 	return time.Now().Add(time.Duration(ticks)*tick - time.Duration(boot.Nano()))
 }
 
@@ -68,9 +70,12 @@ type stat struct {
 	zombie bool
 	// stopped: a signal did that, and no debugger.
 	stopped    bool
+	parent     int
 	group      int
 	session    int
 	startTicks uint64
+	// cpu is what it and the children that it waited for have used.
+	cpu time.Duration
 }
 
 // parseStat reads a line of /proc/PID/stat. The name in it may hold anything, parentheses and line breaks
@@ -81,7 +86,8 @@ func parseStat(line []byte) (stat, error) {
 		return stat{}, errors.New("there is no name in it")
 	}
 	fields := strings.Fields(string(line[end+1:]))
-	const state, group, session, starttime = 0, 5 - 3, 6 - 3, 22 - 3 // numbered from 1 by proc(5); the state, field 3, is the first here
+	// Numbered from 1 by proc(5); the state, field 3, is the first here.
+	const state, ppid, group, session, utime, cstime, starttime = 0, 4 - 3, 5 - 3, 6 - 3, 14 - 3, 17 - 3, 22 - 3
 	if len(fields) <= starttime {
 		return stat{}, fmt.Errorf("it has %d fields after the name", len(fields))
 	}
@@ -97,9 +103,22 @@ func parseStat(line []byte) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("read start time: %w", err)
 	}
-	return stat{
-		zombie: fields[state] == "Z" || fields[state] == "X", stopped: fields[state] == "T", group: pgrp, session: sid, startTicks: ticks,
-	}, nil
+	parent, err := strconv.Atoi(fields[ppid])
+	if err != nil {
+		return stat{}, fmt.Errorf("read parent: %w", err)
+	}
+	st := stat{
+		zombie: fields[state] == "Z" || fields[state] == "X", stopped: fields[state] == "T",
+		parent: parent, group: pgrp, session: sid, startTicks: ticks,
+	}
+	for _, field := range fields[utime : cstime+1] {
+		used, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return stat{}, fmt.Errorf("read cpu time: %w", err)
+		}
+		st.cpu += time.Duration(used) * tick
+	}
+	return st, nil
 }
 
 // openIdentity returns a pidfd of the very process that an identity names, or -1 where that is gone. The

@@ -13,7 +13,9 @@ func statLine(name, rest string) string { return "4242 (" + name + ") " + rest }
 const fields = "S 1 4242 4240 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2 3"
 
 func TestParseStat(t *testing.T) {
-	want := stat{group: 4242, session: 4240, startTicks: 987654}
+	want := stat{parent: 1, group: 4242, session: 4240, startTicks: 987654, cpu: 260 * time.Millisecond}
+	ended := want
+	ended.zombie = true
 	for name, test := range map[string]struct {
 		line string
 		want stat
@@ -25,14 +27,16 @@ func TestParseStat(t *testing.T) {
 		"a line break":       {statLine("a\nb) S 1\n", fields), want, ""},
 		"no name":            {statLine("", fields), want, ""},
 		"a last line break":  {statLine("sleep", fields+"\n"), want, ""},
-		"a zombie":           {statLine("sleep", "Z"+fields[1:]), stat{zombie: true, group: 4242, session: 4240, startTicks: 987654}, ""},
-		"a dead one":         {statLine("sleep", "X"+fields[1:]), stat{zombie: true, group: 4242, session: 4240, startTicks: 987654}, ""},
+		"a zombie":           {statLine("sleep", "Z"+fields[1:]), ended, ""},
+		"a dead one":         {statLine("sleep", "X"+fields[1:]), ended, ""},
 		"the least there is": {statLine("sleep", fields[:len(fields)-6]), want, ""},
 		"a field too few":    {statLine("sleep", fields[:len(fields)-13]), stat{}, "it has 19 fields after the name"},
 		"empty":              {"", stat{}, "there is no name in it"},
 		"only a name":        {"1 (sleep)", stat{}, "it has 0 fields"},
 		"an odd group":       {statLine("sleep", strings.Replace(fields, "4242", "x", 1)), stat{}, "read process group: "},
 		"an odd session":     {statLine("sleep", strings.Replace(fields, "4240", "x", 1)), stat{}, "read session: "},
+		"an odd parent":      {statLine("sleep", strings.Replace(fields, " 1 ", " x ", 1)), stat{}, "read parent: "},
+		"an odd time":        {statLine("sleep", strings.Replace(fields, " 8 ", " x ", 1)), stat{}, "read cpu time: "},
 		"an odd start":       {statLine("sleep", strings.Replace(fields, "987654", "-1", 1)), stat{}, "read start time: "},
 		"too great a start":  {statLine("sleep", strings.Replace(fields, "987654", "18446744073709551616", 1)), stat{}, "read start time: "},
 	} {
@@ -56,7 +60,7 @@ func FuzzParseStat(f *testing.F) {
 	f.Add("\x00\xff", []byte{})
 	f.Fuzz(func(t *testing.T, name string, line []byte) {
 		got, err := parseStat([]byte(statLine(name, fields)))
-		if want := (stat{group: 4242, session: 4240, startTicks: 987654}); err != nil || got != want {
+		if want := (stat{parent: 1, group: 4242, session: 4240, startTicks: 987654, cpu: 260 * time.Millisecond}); err != nil || got != want {
 			t.Errorf("a process named %q: %+v (%v)", name, got, err)
 		}
 		if _, err := parseStat(line); err != nil && err.Error() == "" {

@@ -27,7 +27,9 @@ func (k kin) kill() {
 	if k.group.unified != "" && k.group.kill() == nil {
 		return
 	}
+	thaw := k.group.freeze()
 	k.signal(unix.SIGKILL, 0) // also before Linux 5.14, whose groups can't be killed as a whole
+	thaw()
 }
 
 // signal sends to each that is found of it, but for the members of one process group.
@@ -47,7 +49,7 @@ func (k kin) signal(sig unix.Signal, but int) {
 
 // has tells whether a process is of the kin.
 func (k kin) has(pid int) bool {
-	if k.group.unified != "" {
+	if k.group.exists() {
 		return slices.Contains(k.group.members(), pid)
 	}
 	return marked(pid, k.mark)
@@ -55,7 +57,7 @@ func (k kin) has(pid int) bool {
 
 // find returns the pids of what lives of it.
 func (k kin) find() []int {
-	if k.group.unified != "" {
+	if k.group.exists() {
 		return k.group.members()
 	}
 	var found []int
@@ -79,7 +81,7 @@ func (k kin) find() []int {
 
 // left tells whether anything of it lives.
 func (k kin) left() bool {
-	if k.group.unified != "" {
+	if k.group.exists() {
 		return k.group.populated()
 	}
 	return len(k.find()) > 0

@@ -20,6 +20,12 @@ type process struct {
 	// pidfd refers to this process and no other, also when its pid has come to somebody else.
 	pidfd *os.File
 	kin   kin
+	// limited: its control group holds it to its memory limit.
+	limited bool
+	// ooms are those that its group had seen before it. Of an adopted one they are none: each process has a new group.
+	ooms ooms
+	// killed: this process sent it SIGKILL.
+	killed bool
 	// exited is closed when the leader has ended, or was let go. A child stays a zombie until reap.
 	exited    chan struct{}
 	startedAt time.Time
@@ -61,6 +67,7 @@ func (p *process) signal(sig unix.Signal) error {
 // kill ends everything that descends from the process. It is repeated until nothing is left: what forks
 // while it is looked for is found the next time.
 func (p *process) kill() {
+	p.killed = true
 	_ = p.signal(unix.SIGKILL) // ESRCH: the session's first group is empty
 	p.kin.kill()
 }
@@ -93,6 +100,7 @@ func (p *process) reap(sig unix.Signal, grace time.Time) (exit *Exit, overstayed
 			exit.Signal = signalName(status.Signal())
 		}
 	}
+	exit.OOMKilled = !p.killed && exit.mayBeOOM() && p.kin.group.ooms().since(p.ooms)
 	overstayed = p.empty(sig, grace)
 	_ = p.pidfd.Close()      // nothing can be done about it
 	_ = p.kin.group.remove() // where somebody can't be killed it stays, and is found by the unit's next process

@@ -36,6 +36,8 @@ type Spec struct {
 	Mark string
 	// Cgroups is where the unit gets a control group of its own; the zero Cgroups gives none.
 	Cgroups Cgroups
+	// Limits are what the unit's processes may use.
+	Limits Limits
 	// Restart says when a crashed process is started again.
 	Restart Restart
 }
@@ -51,6 +53,9 @@ func (s *Spec) validate() error {
 	}
 	if s.StopGrace < 0 {
 		return fmt.Errorf("spec of %s: StopGrace %v is negative", s.ID, s.StopGrace)
+	}
+	if w := s.Limits.CPUWeight; w < 0 || w > 10000 {
+		return fmt.Errorf("spec of %s: CPUWeight %d isn't from 1 to 10000", s.ID, w)
 	}
 	return s.Restart.validate()
 }

@@ -74,7 +74,7 @@ func (s *Supervisor) Start(spec Spec) (*Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	u.state = State{Phase: Starting, PID: p.identity.PID, StartedAt: p.startedAt}
+	u.state = State{Phase: Starting, PID: p.identity.PID, StartedAt: p.startedAt, MemoryLimited: p.limited}
 	go func() {
 		u.emit(ProcessStarted)
 		u.run(p, nil)
@@ -111,7 +111,7 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 	}
 	exit := u.missed(p)
 	if p != nil {
-		u.state.PID, u.state.StartedAt = p.identity.PID, p.startedAt
+		u.state.PID, u.state.StartedAt, u.state.MemoryLimited = p.identity.PID, p.startedAt, p.limited
 		if r.EverReady {
 			u.state.Phase = Running
 		}
@@ -143,7 +143,11 @@ func (u *Unit) missed(p *process) *Exit {
 		u.crash.resume(max(0, r.Crashes-1), r.LastExit.At)
 		return r.LastExit
 	default:
-		return &Exit{Code: -1, Unknown: true, At: time.Now(), Cause: r.Ending}
+		// Its control group is there until what it left behind is ended.
+		return &Exit{
+			Code: -1, Unknown: true, At: time.Now(), Cause: r.Ending,
+			OOMKilled: u.spec.Cgroups.of(u.spec.ID).ooms().since(ooms{}),
+		}
 	}
 }
 
@@ -307,6 +311,7 @@ func (u *Unit) again() (*process, *Exit) {
 	}
 	u.update(ProcessStarted, func(s *State) {
 		s.Phase, s.PID, s.StartedAt, s.NextStart, s.Restarts = Starting, p.identity.PID, p.startedAt, time.Time{}, u.record.Restarts
+		s.MemoryLimited = p.limited
 	})
 	return p, nil
 }

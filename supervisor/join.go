@@ -1,0 +1,117 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// forkExec is syscall.ForkExec into a group and under limits, all of which hold before the program's first instruction.
+// A descriptor joins the unified hierarchy only (attr has that). A v1 group is inherited from the thread that
+// forks, which therefore is in it for as long as that takes.
+func (g group) forkExec(path string, argv []string, attr *syscall.ProcAttr, l Limits) (pid int, err error) {
+	old := g.old()
+	hold := l.OpenFiles > 0 || ownScore() != 0
+	if len(old) == 0 && !hold {
+		return syscall.ForkExec(path, argv, attr)
+	}
+	homes := make([]string, len(old))
+	for i, dir := range old {
+		homes[i] = filepath.Dir(filepath.Dir(dir)) // the folder of the groups lies in this process's own
+	}
+	err = visit(old, homes, func() (err error) {
+		attr.Sys.Ptrace = hold
+		pid, err = syscall.ForkExec(path, argv, attr)
+		if hold && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS)) {
+			// Tracing may be forbidden. Then the program runs for a moment before the limits hold.
+			attr.Sys.Ptrace = false
+			pid, err = syscall.ForkExec(path, argv, attr)
+		}
+		if err != nil || !hold {
+			return err
+		}
+		if attr.Sys.Ptrace {
+			if !trapped(pid) {
+				return nil // it has ended: who watches it sees that
+			}
+			defer func() { _ = syscall.PtraceDetach(pid) }() // ESRCH: it has ended
+		}
+		if err = l.hold(pid); err != nil {
+			_ = unix.Kill(pid, unix.SIGKILL) // ours: it isn't reaped yet
+			_, _ = unix.Wait4(pid, nil, 0, nil)
+		}
+		return err
+	})
+	return pid, err
+}
+
+// visit calls f in a thread that is in v1 groups meanwhile, and sees it home afterwards.
+func visit(groups, homes []string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		var err error
+		entered := 0
+		for _, dir := range groups {
+			// 0 is the thread that writes, alone; any number would hold up all forks of the host.
+			if err = write(filepath.Join(dir, "tasks"), "0"); err != nil {
+				err = fmt.Errorf("join control group: %w", err)
+				break
+			}
+			entered++
+		}
+		if err == nil {
+			err = f()
+		}
+		stranded := false
+		for _, home := range homes[:entered] {
+			stranded = write(filepath.Join(home, "tasks"), "0") != nil || stranded
+		}
+		if !stranded {
+			runtime.UnlockOSThread()
+		} // else the thread ends with this goroutine: nothing else is to run in a unit's groups
+		done <- err
+	}()
+	return <-done
+}
+
+// trapped waits until a child that asked to be traced stops at its program's first instruction; false where it has
+// ended before.
+func trapped(pid int) bool {
+	const trap = 4 // CLD_TRAPPED
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT|unix.WALL, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return err == nil && info.Code == trap
+		}
+	}
+}
+
+// hold sets those limits of a child that are a process's own. Its score for the host's out-of-memory killer isn't the
+// agent's, whose host may have made it the last to go. A score that can't be lowered stays.
+func (l Limits) hold(pid int) error {
+	_ = write("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", "0")
+	if l.OpenFiles == 0 {
+		return nil
+	}
+	limit := unix.Rlimit{Cur: l.OpenFiles, Max: l.OpenFiles}
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		return fmt.Errorf("%w: %d open files: %w", ErrLimit, l.OpenFiles, err)
+	}
+	return nil
+}
+
+// ownScore is what children inherit as their score; 0 where it can't be read.
+func ownScore() int {
+	data, _ := os.ReadFile("/proc/self/oom_score_adj")
+	score, _ := strconv.Atoi(strings.TrimSpace(string(data)))
+	return score
+}

@@ -1,0 +1,169 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// slowdown keeps this process from doing anything soon after a fork, so that what the child does first comes before it,
+// until relax is called.
+func slowdown(t *testing.T) (relax func()) {
+	t.Helper()
+	procs := runtime.GOMAXPROCS(1)
+	over := make(chan struct{})
+	var busy sync.WaitGroup
+	for range 2 {
+		busy.Go(func() {
+			for !closed(over) {
+			}
+		})
+	}
+	relax = sync.OnceFunc(func() {
+		close(over)
+		busy.Wait()
+		runtime.GOMAXPROCS(procs)
+	})
+	t.Cleanup(relax)
+	return relax
+}
+
+// Everything that a process forks is in all of its groups, and nothing of this process is.
+func TestDescendantsAreBornIntoTheGroups(t *testing.T) {
+	for _, kind := range []string{"1", "v1"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Setenv(groupsEnv, kind)
+			const script = "(sleep 3600 & setsid sleep 3600 & wait) & sleep 3600 & echo >ready; wait"
+			spec := commandSpec(t, "sh", "-c", script)
+			relax := slowdown(t)
+			w := watch(t, spec)
+			relax()
+			leader := w.until(ProcessReady).State.PID
+			all := newKin(group{}, spec.Mark)
+			await(t, "all five", func() bool { return len(all.find()) == 5 })
+			want := slices.Sorted(slices.Values(all.find()))
+			for _, dir := range spec.Cgroups.of(spec.ID).dirs() {
+				if got := slices.Sorted(slices.Values(pidsIn(dir))); !slices.Equal(got, want) || !slices.Contains(got, leader) {
+					t.Errorf("%s has %v, want %v", dir, got, want)
+				}
+			}
+			for _, dir := range group(spec.Cgroups).dirs() {
+				if got := pidsIn(dir); len(got) > 0 {
+					t.Errorf("%s has %v, want nobody", dir, got)
+				}
+			}
+		})
+	}
+}
+
+// A thread that can't go home ends: nothing else is to run in a unit's groups.
+func TestStrandedThreadEnds(t *testing.T) {
+	t.Setenv(groupsEnv, "v1")
+	dir := group(wantedGroups(t, t.TempDir())).old()[0]
+	var tid int
+	note := func() error { tid = unix.Gettid(); return nil }
+	if err := visit([]string{dir}, []string{filepath.Join(dir, "missing")}, note); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the thread's end", func() bool { return !exists(fmt.Sprintf("/proc/self/task/%d", tid)) })
+	if err := visit([]string{dir, filepath.Join(dir, "missing")}, []string{filepath.Dir(dir), ""}, note); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("error %v, want that there is no such group", err)
+	}
+	if got := pidsIn(dir); len(got) > 0 {
+		t.Errorf("%v are left in the group", got)
+	}
+}
+
+// score gives this process a score of its own for a test's time.
+func score(t *testing.T) {
+	t.Helper()
+	was := strconv.Itoa(ownScore())
+	const file = "/proc/self/oom_score_adj"
+	if err := write(file, "300"); err != nil { // everybody may raise it
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := write(file, was); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The limits hold when the program begins, however slow the one is that sets them.
+func TestLimitsHoldFromTheFirstInstruction(t *testing.T) {
+	spec := commandSpec(t, "sh", "-c", "echo $(ulimit -Sn) $(ulimit -Hn) $(cat /proc/$$/oom_score_adj)")
+	score(t)
+	slowdown(t)
+	for _, files := range []uint64{0, 123} {
+		spec.Limits.OpenFiles = files
+		var own unix.Rlimit
+		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &own); err != nil {
+			t.Fatal(err)
+		}
+		hard := own.Max
+		if files > 0 {
+			hard = files
+		}
+		for range 10 {
+			p, err := start(&spec, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			awaitClosed(t, "its end", p.exited)
+			exit, _ := p.reap(unix.SIGTERM, p.startedAt)
+			said := strings.Fields(exit.Output)
+			if exit.Code != 0 || len(said) != 3 || said[1] != strconv.FormatUint(hard, 10) || said[2] != "0" || files > 0 && said[0] != said[1] {
+				t.Fatalf("with a limit of %d files: %v %q", files, exit, exit.Output)
+			}
+		}
+	}
+	noChildren(t)
+}
+
+// A limit that can't be set fails the start, and the program has done nothing.
+func TestLimitThatCannotBeSet(t *testing.T) {
+	spec := commandSpec(t, "touch", "ran")
+	spec.Limits.OpenFiles = 1 << 31 // more than the kernel lets anybody have
+	_, err := newSupervisor(t, &memory{}, func(Event) {}).Start(spec)
+	if !errors.Is(err, ErrLimit) || !errors.Is(err, unix.EPERM) {
+		t.Errorf("error %v, want %v", err, ErrLimit)
+	}
+	if exists(filepath.Join(spec.Dir, "ran")) {
+		t.Error("the program ran")
+	}
+	noChildren(t)
+}
+
+// A child that was killed before it could be held is like any other that ends early.
+func TestHeldChildIsKilled(t *testing.T) {
+	err := visit(nil, nil, func() error {
+		pid, err := syscall.ForkExec("/bin/sleep", []string{"sleep", "3600"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Ptrace: true}})
+		if err != nil {
+			return err
+		}
+		defer func() { _, _ = unix.Wait4(pid, nil, 0, nil) }()
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			return err
+		}
+		await(t, "its end", func() bool { return gone(pid) })
+		if trapped(pid) {
+			t.Error("it is taken for alive")
+		}
+		if !exists(fmt.Sprintf("/proc/%d", pid)) {
+			t.Error("it was reaped: its exit is lost")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
