@@ -19,7 +19,7 @@ func builtinArgs() []string {
 func defaultProfile() Profile {
 	return Profile{
 		Name: "default", Args: builtinArgs(), Ready: Ready{Kind: "tcp"}, StopSignal: "TERM", StopGrace: 8 * time.Second,
-		Restart: "always", SuccessExitCodes: []int{0},
+		Restart: "always", SuccessExitCodes: []int{0}, CPUWeight: 100,
 	}
 }
 
@@ -77,6 +77,7 @@ stop_signal = "sigint"
 stop_grace_secs = 0
 restart = "never"
 success_exit_codes = []
+cpu_weight = 1
 base_port = 55536
 default_memory_mb = 1
 [storage.profiles.redis]
@@ -87,6 +88,8 @@ stop_signal = "Quit"
 stop_grace_secs = 3600
 restart = "on-failure"
 success_exit_codes = [0, 143, 255]
+cpu_weight = 10000
+open_files = 1073741824
 [storage.profiles.bare]
 [monitoring]
 heartbeat_interval_secs = 3600
@@ -103,13 +106,13 @@ metrics_listen = "127.0.0.1:0"
 			"default": {
 				Name: "default", StorageBinary: "/etc/sutra/server", Args: []string{},
 				Ready: Ready{Kind: "http", Arg: "/healthz?full=1"}, StopSignal: "INT",
-				Restart: "never", SuccessExitCodes: []int{},
+				Restart: "never", SuccessExitCodes: []int{}, CPUWeight: 1,
 			},
 			"redis": {
 				Name: "redis", StorageBinary: "/usr/bin/redis-server",
 				Args:  []string{"{port}", `{"json": {}}`, "{storage_path}/{node_id}", "--mem={memory_mb}mb"},
 				Ready: Ready{Kind: "exec", Arg: "redis-cli ping"}, StopSignal: "QUIT", StopGrace: time.Hour,
-				Restart: "on-failure", SuccessExitCodes: []int{0, 143, 255},
+				Restart: "on-failure", SuccessExitCodes: []int{0, 143, 255}, CPUWeight: 10000, OpenFiles: 1 << 30,
 			},
 			"bare": bare,
 		},
@@ -192,6 +195,10 @@ func TestRefused(t *testing.T) {
 		"slow check":      {id + "[monitoring]\nhealth_check_interval_secs = 3601", "agent.toml:4: monitoring.health_check_interval_secs: 3601 is out of range; allowed: 1 to 3600"},
 		"negative grace":  {id + "[storage]\nstop_grace_secs = -1", "agent.toml:4: storage.stop_grace_secs: -1 is out of range; allowed: 0 to 3600"},
 		"long grace":      {id + "[storage]\nstop_grace_secs = 3601", "agent.toml:4: storage.stop_grace_secs: 3601 is out of range; allowed: 0 to 3600"},
+		"no weight":       {id + "[storage]\ncpu_weight = 0", "agent.toml:4: storage.cpu_weight: 0 is out of range; allowed: 1 to 10000"},
+		"great weight":    {id + "[storage.profiles.x]\ncpu_weight = 10001", "agent.toml:4: storage.profiles.x.cpu_weight: 10001 is out of range; allowed: 1 to 10000"},
+		"negative files":  {id + "[storage]\nopen_files = -1", "agent.toml:4: storage.open_files: -1 is out of range; allowed: 0 to 1073741824"},
+		"many files":      {id + "[storage]\nopen_files = 1073741825", "agent.toml:4: storage.open_files: 1073741825 is out of range; allowed: 0 to 1073741824"},
 		"signal":          {id + "[storage]\nstop_signal = 'STOP'", `agent.toml:4: storage.stop_signal: unknown signal "STOP"; allowed: TERM, INT, QUIT, HUP, USR1, USR2, KILL`},
 		"policy":          {id + "[storage]\nrestart = 'on_failure'", `agent.toml:4: storage.restart: unknown policy "on_failure"; allowed: always, on-failure, never`},
 		"exit code":       {id + "[storage]\nsuccess_exit_codes = [0, 256]", "agent.toml:4: storage.success_exit_codes: element 2, 256, is out of range; allowed: 0 to 255"},

@@ -34,6 +34,11 @@ type Profile struct {
 	Restart string
 	// SuccessExitCodes are the exit codes, 0-255, that are no failure. Default 0 alone.
 	SuccessExitCodes []int
+	// CPUWeight is a node's share of the processors where not all get what they want, 1 to 10000 beside everything else's 100.
+	// Default 100.
+	CPUWeight int
+	// OpenFiles is how many files each process of a node may have open, at most 1073741824. Default 0: as many as the agent's own.
+	OpenFiles int
 }
 
 // Ready is a readiness probe.
@@ -61,6 +66,8 @@ func readProfile(t *table, name, dir string) Profile {
 		StopSignal:    text(t, "stop_signal", "TERM", stopSignal),
 		StopGrace:     t.seconds("stop_grace_secs", 8, 0),
 		Restart:       text(t, "restart", "always", restart),
+		CPUWeight:     int(t.whole("cpu_weight", 100, 1, 10000)),
+		OpenFiles:     int(t.whole("open_files", 0, 0, 1<<30)),
 
 		SuccessExitCodes: t.wholes("success_exit_codes", []int{0}, 0, 255),
 	}

@@ -1,8 +1,12 @@
 package supervisor
 
 import (
+	"bytes"
+	"debug/elf"
+	encoding "encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -98,35 +102,86 @@ func score(t *testing.T) {
 	})
 }
 
-// The limits hold when the program begins, however slow the one is that sets them.
-func TestLimitsHoldFromTheFirstInstruction(t *testing.T) {
+// What a child inherits isn't the agent's own score, and its files are as limited as asked for.
+func TestLimitsOfAProcess(t *testing.T) {
 	spec := commandSpec(t, "sh", "-c", "echo $(ulimit -Sn) $(ulimit -Hn) $(cat /proc/$$/oom_score_adj)")
 	score(t)
-	slowdown(t)
-	for _, files := range []uint64{0, 123} {
+	var own unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &own); err != nil {
+		t.Fatal(err)
+	}
+	for files, hard := range map[uint64]uint64{0: own.Max, 123: 123} {
 		spec.Limits.OpenFiles = files
-		var own unix.Rlimit
-		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &own); err != nil {
-			t.Fatal(err)
-		}
-		hard := own.Max
-		if files > 0 {
-			hard = files
-		}
-		for range 10 {
-			p, err := start(&spec, "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			awaitClosed(t, "its end", p.exited)
-			exit, _ := p.reap(unix.SIGTERM, p.startedAt)
-			said := strings.Fields(exit.Output)
-			if exit.Code != 0 || len(said) != 3 || said[1] != strconv.FormatUint(hard, 10) || said[2] != "0" || files > 0 && said[0] != said[1] {
-				t.Fatalf("with a limit of %d files: %v %q", files, exit, exit.Output)
-			}
+		exit := runOnce(t, spec)
+		said := strings.Fields(exit.Output)
+		if exit.Code != 0 || len(said) != 3 || said[1] != strconv.FormatUint(hard, 10) || said[2] != "0" || files > 0 && said[0] != said[1] {
+			t.Errorf("with a limit of %d files: %v %q", files, exit, exit.Output)
 		}
 	}
+}
+
+// runOnce starts a process that ends by itself, without a unit.
+func runOnce(t *testing.T, spec Spec) *Exit {
+	t.Helper()
+	p, err := start(&spec, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitClosed(t, "its end", p.exited)
+	exit, _ := p.reap(unix.SIGTERM, p.startedAt)
 	noChildren(t)
+	return exit
+}
+
+// The limit on files holds before the program's first instruction: those of this one ask for it and write the answer, long
+// before anybody could set it who only began then.
+func TestLimitsHoldFromTheFirstInstruction(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		skip(t, "the program is one for amd64")
+	}
+	code := []byte{
+		0x48, 0x83, 0xec, 16, // sub rsp, 16
+		0xb8, unix.SYS_GETRLIMIT, 0, 0, 0, // mov eax, SYS_GETRLIMIT
+		0xbf, unix.RLIMIT_NOFILE, 0, 0, 0, // mov edi, RLIMIT_NOFILE
+		0x48, 0x89, 0xe6, // mov rsi, rsp
+		0x0f, 0x05, // syscall
+		0xb8, unix.SYS_WRITE, 0, 0, 0, // mov eax, SYS_WRITE
+		0xbf, 1, 0, 0, 0, // mov edi, 1
+		0x48, 0x89, 0xe6, // mov rsi, rsp
+		0xba, 16, 0, 0, 0, // mov edx, 16
+		0x0f, 0x05, // syscall
+		0xb8, unix.SYS_EXIT, 0, 0, 0, // mov eax, SYS_EXIT
+		0x31, 0xff, // xor edi, edi
+		0x0f, 0x05, // syscall
+	}
+	const base, headers = 0x400000, 64 + 56
+	size := uint64(headers + len(code))
+	var binary bytes.Buffer
+	for _, part := range []any{
+		elf.Header64{
+			Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+			Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+			Entry: base + headers, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+		},
+		elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: base, Paddr: base, Filesz: size, Memsz: size, Align: 4096},
+		code,
+	} {
+		if err := encoding.Write(&binary, encoding.LittleEndian, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := commandSpec(t, "true")
+	spec.Path = filepath.Join(spec.Dir, "program")
+	if err := os.WriteFile(spec.Path, binary.Bytes(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	spec.Limits.OpenFiles = 123
+	want := strings.Repeat("\x7b"+strings.Repeat("\x00", 7), 2)
+	for range 20 {
+		if exit := runOnce(t, spec); exit.Code != 0 || exit.Output != want {
+			t.Fatalf("%v, saying %q", exit, exit.Output)
+		}
+	}
 }
 
 // A limit that can't be set fails the start, and the program has done nothing.

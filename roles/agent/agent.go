@@ -112,8 +112,8 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 	a.metrics = rpc.NewMetrics(a.registry)
 	nodeHost, _, _ := net.SplitHostPort(endpoint) // advertised makes sure of the form
 	groups, lacking := supervisor.OpenCgroups("sutra-" + instance)
-	if lacking != "" {
-		a.cfg.Log.Warn().Msg(lacking)
+	for _, what := range lacking {
+		a.cfg.Log.Warn().Msg(what)
 	}
 	home, err := filepath.EvalSymlinks(a.cfg.Home)
 	if err != nil {

@@ -52,6 +52,7 @@ type link struct {
 	// and full that it wants to be told everything.
 	sequence, acknowledged uint64
 	full                   bool
+	measured               uint64       // the round of measuring up to which the master knows what nodes use
 	at                     int          // index into masters of the one that is talked to
 	channel                *rpc.Channel // to masters[at]
 	client                 sutrav1.GridMasterClient
@@ -143,10 +144,10 @@ func (l *link) beat(ctx context.Context) time.Duration {
 	l.log.Info().Dur("interval_ms", l.every).Msg("heartbeat loop started")
 	tick := time.NewTicker(l.every)
 	defer tick.Stop()
-	l.sequence, l.acknowledged, l.full = 0, 0, true
+	l.sequence, l.acknowledged, l.measured, l.full = 0, 0, 0, true
 	missed := false
 	for {
-		resp, now, err := l.tell(ctx)
+		resp, now, measured, err := l.tell(ctx)
 		if ctx.Err() != nil {
 			return 0
 		}
@@ -156,7 +157,7 @@ func (l *link) beat(ctx context.Context) time.Duration {
 			if missed {
 				l.log.Info().Str("master", l.masters[l.at]).Msg("the master answers again")
 			}
-			missed, l.acknowledged, l.full = false, now, resp.GetWantFull()
+			missed, l.acknowledged, l.measured, l.full = false, now, measured, resp.GetWantFull()
 			if l.full {
 				continue
 			}
@@ -191,17 +192,18 @@ func (l *link) beat(ctx context.Context) time.Duration {
 	}
 }
 
-// tell sends one beat, and returns the revision that it brings the master to.
-func (l *link) tell(ctx context.Context) (resp *sutrav1.HeartbeatResponse, now uint64, err error) {
+// tell sends one beat, and returns the revision and the round of measuring that it brings the master to.
+func (l *link) tell(ctx context.Context) (resp *sutrav1.HeartbeatResponse, now, measured uint64, err error) {
 	l.sequence++
 	if l.full {
-		l.acknowledged = 0
+		l.acknowledged, l.measured = 0, 0
 	}
 	changed, gone, now := l.nodes.Changes(l.acknowledged)
+	usage, measured := l.nodes.Usage(l.measured) // after the changes: it is of the processes that they tell of
 	resp, err = l.client.Heartbeat(ctx, &sutrav1.HeartbeatRequest{
-		AgentId: l.self.GetAgentId(), Epoch: l.epoch, Sequence: l.sequence, Changed: brief(changed), Gone: gone, Full: l.full,
+		AgentId: l.self.GetAgentId(), Epoch: l.epoch, Sequence: l.sequence, Changed: brief(changed), Gone: gone, Full: l.full, Usage: usage,
 	})
-	return resp, now, err
+	return resp, now, measured, err
 }
 
 // leave tells the master the last of the nodes, and that this agent stops in good order. A master that is away finds
@@ -212,7 +214,7 @@ func (l *link) leave(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	_, _, err := l.tell(ctx)
+	_, _, _, err := l.tell(ctx)
 	if err == nil {
 		_, err = l.client.UnregisterAgent(ctx, &sutrav1.UnregisterAgentRequest{AgentId: l.self.GetAgentId(), Epoch: l.epoch})
 	}

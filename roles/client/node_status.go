@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -62,12 +63,16 @@ func (s *session) nodeTable(r *sutrav1.GetNodeStatusResponse) table {
 	t.add(text("pid"), text(number(n.GetPid())))
 	t.add(text("endpoint"), text(n.GetEndpoint()))
 	t.add(text("storage path"), text(n.GetStoragePath()))
-	t.add(text("memory limit"), text(memoryText(n.GetMemoryLimitMb())))
+	t.add(text("memory limit"), text(memoryText(n)))
 	started := ""
 	if at := n.GetStartedAt(); at != nil {
 		started = fmt.Sprintf("%s (%s)", at.AsTime().Format(time.RFC3339), ago(now, at))
 	}
 	t.add(text("started"), text(started))
+	t.add(text("cpu"), text(cpuText(n.GetUsage())))
+	t.add(text("memory"), text(sizeText(n.GetUsage().GetMemoryBytes())))
+	t.add(text("open files"), text(number(n.GetUsage().GetOpenFiles())))
+	t.add(text("disk"), text(sizeText(n.GetUsage().GetDiskBytes())))
 	t.add(text("restarts"), text(fmt.Sprint(n.GetRestartCount())))
 	if at := n.GetNextStart(); at != nil {
 		t.add(text("next start"), text(at.AsTime().Format(time.RFC3339)))
@@ -99,9 +104,39 @@ func sourceText(r *sutrav1.GetNodeStatusResponse, now time.Time) string {
 	return said
 }
 
-func memoryText(mb uint32) string {
-	if mb == 0 {
+// memoryText is a node's limit, and whether its host holds it to that.
+func memoryText(n *sutrav1.Node) string {
+	if n.GetMemoryLimitMb() == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d MiB", mb)
+	said := fmt.Sprintf("%d MiB", n.GetMemoryLimitMb())
+	if n.GetMemoryLimit() != sutrav1.Enforcement_ENFORCEMENT_UNSPECIFIED {
+		said += " (" + strings.ToLower(n.GetMemoryLimit().Word()) + ")"
+	}
+	return said
+}
+
+func cpuText(u *sutrav1.Usage) string {
+	if u == nil {
+		return ""
+	}
+	return fmt.Sprintf("%.1f%% of a core, %.1fs since its start", 100*u.GetCpuCores(), u.GetCpuTime().AsDuration().Seconds())
+}
+
+// sizeText is a size in the unit that suits it; empty where nothing was measured.
+func sizeText(bytes uint64) string {
+	size, unit := float64(bytes), "B"
+	switch {
+	case bytes == 0:
+		return ""
+	case bytes >= 1<<30:
+		size, unit = size/(1<<30), "GiB"
+	case bytes >= 1<<20:
+		size, unit = size/(1<<20), "MiB"
+	case bytes >= 1<<10:
+		size, unit = size/(1<<10), "KiB"
+	default:
+		return fmt.Sprintf("%d B", bytes)
+	}
+	return fmt.Sprintf("%.1f %s", size, unit)
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/sutra-grid/sutra/config"
@@ -278,6 +279,12 @@ func TestNodeStatus(t *testing.T) {
 	crashed.RestartCount, crashed.Reason, crashed.MemoryLimitMb = 7, "next try in 8s", 0
 	crashed.ObservedAt = before(12 * time.Second)
 	crashed.LastExit = &sutrav1.Exit{Signal: "SIGSEGV", At: before(9 * time.Second), Output: "one\n\x1b[2Jtwo\n"}
+	measured := runningNode()
+	measured.MemoryLimit = sutrav1.Enforcement_ENFORCEMENT_UNENFORCED
+	measured.LastExit = &sutrav1.Exit{Signal: "SIGKILL", OomKilled: true, At: before(9 * time.Second)}
+	measured.Usage = &sutrav1.Usage{
+		CpuTime: durationpb.New(61300 * time.Millisecond), CpuCores: 1.504, MemoryBytes: 5 << 29, OpenFiles: 7, DiskBytes: 4096,
+	}
 	cases := []struct {
 		answer *sutrav1.GetNodeStatusResponse
 		want   string
@@ -294,6 +301,10 @@ endpoint      127.0.0.1:50051
 storage path  /tmp/test-storage
 memory limit  512 MiB
 started       2026-03-01T11:57:00Z (3m ago)
+cpu           -
+memory        -
+open files    -
+disk          -
 restarts      0
 last exit     -
 `},
@@ -312,10 +323,33 @@ endpoint      127.0.0.1:50051
 storage path  /tmp/test-storage
 memory limit  -
 started       -
+cpu           -
+memory        -
+open files    -
+disk          -
 restarts      7
 last exit     killed by SIGSEGV, 9s ago
   | one
   | \x1b[2Jtwo
+`},
+		{&sutrav1.GetNodeStatusResponse{Node: measured, Source: sutrav1.Source_SOURCE_LIVE}, `
+node          node-1
+agent         agent-001
+profile       default
+phase         RUNNING (desired RUNNING)
+health        READY
+source        LIVE
+pid           4242
+endpoint      127.0.0.1:50051
+storage path  /tmp/test-storage
+memory limit  512 MiB (unenforced)
+started       2026-03-01T11:57:00Z (3m ago)
+cpu           150.4% of a core, 61.3s since its start
+memory        2.5 GiB
+open files    7
+disk          4.0 KiB
+restarts      0
+last exit     killed by SIGKILL: over its memory limit, 9s ago
 `},
 	}
 	for _, c := range cases {

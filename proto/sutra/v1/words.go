@@ -41,11 +41,15 @@ func (x *Exit) Summary() string {
 }
 
 func (x *Exit) how() string {
+	how := "exit code " + strconv.Itoa(int(x.GetCode()))
 	switch {
 	case x.GetUnknown():
-		return "an exit that nobody saw"
+		how = "an exit that nobody saw"
 	case x.GetSignal() != "":
-		return "killed by " + x.GetSignal()
+		how = "killed by " + x.GetSignal()
 	}
-	return "exit code " + strconv.Itoa(int(x.GetCode()))
+	if x.GetOomKilled() {
+		how += ": over its memory limit"
+	}
+	return how
 }

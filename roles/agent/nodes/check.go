@@ -37,10 +37,12 @@ func (c *checks) begin(now time.Time, every time.Duration) {
 	c.next, c.failed = now.Add(every/2+rand.N(every/2+1)), 0
 }
 
-// Run checks each running node every CheckEvery, until ctx ends.
+// Run checks each running node every CheckEvery and measures what it uses, until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
+	group.Go(func() { m.measureUsage(ctx) })
+	group.Go(func() { m.measureDisks(ctx) })
 	slots := make(chan struct{}, parallelChecks)
 	tick := time.NewTicker(max(m.cfg.CheckEvery/checkSteps, time.Millisecond))
 	defer tick.Stop()

@@ -4,6 +4,7 @@ package nodes
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -57,6 +58,7 @@ type Manager struct {
 	entries  map[string]*entry
 	gone     map[string]uint64 // revision at which a node was forgotten, until that was passed on
 	revision uint64            // of the last change
+	round    uint64            // of measuring what the nodes use
 	closing  bool
 }
 
@@ -78,6 +80,8 @@ type entry struct {
 	checks   checks
 	revision uint64
 	awaited  int // callers that wait for the outcome of its start
+	usage    usage
+	disk     uint64 // bytes under the storage path; 0 before they were first counted
 
 	files files
 }
@@ -207,9 +211,12 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 	}
 	unit, err = m.units.Start(spec)
 	if err != nil {
+		hint := "correct storage_binary of profile %s in the agent's file, and restart the agent"
+		if errors.Is(err, supervisor.ErrLimit) {
+			hint = "lower open_files of profile %s in the agent's file, or let the agent have as many (LimitNOFILE= of a systemd unit), and restart it"
+		}
 		return nil, rpc.Errorf(rpc.BinaryUnusable, "node %s can't be started: %v", e.spec.GetNodeId(), err).
-			With("node_id", e.spec.GetNodeId()).
-			WithHint("correct storage_binary of profile %s in the agent's file, and restart the agent", e.spec.GetProfile())
+			With("node_id", e.spec.GetNodeId()).WithHint(hint, e.spec.GetProfile())
 	}
 	m.cfg.Metrics.stage("fork", began)
 	return unit, nil
@@ -527,9 +534,13 @@ func (m *Manager) view(e *entry) *sutrav1.Node {
 	if !s.NextStart.IsZero() {
 		n.NextStart = timestamppb.New(s.NextStart)
 	}
-	n.StartedAt = nil
+	n.StartedAt, n.MemoryLimit, n.Usage = nil, sutrav1.Enforcement_ENFORCEMENT_UNSPECIFIED, e.usageMessage()
 	if s.PID != 0 {
 		n.StartedAt = timestamppb.New(s.StartedAt)
+		n.MemoryLimit = sutrav1.Enforcement_ENFORCEMENT_UNENFORCED
+		if s.MemoryLimited {
+			n.MemoryLimit = sutrav1.Enforcement_ENFORCEMENT_ENFORCED
+		}
 	}
 	if n.GetPort() != 0 {
 		n.Endpoint = m.endpoint(n.GetPort())
@@ -605,7 +616,9 @@ func exitMessage(e *supervisor.Exit) *sutrav1.Exit {
 	if e.Err != nil {
 		out = e.Err.Error()
 	}
-	return &sutrav1.Exit{Code: int32(e.Code), Unknown: e.Unknown, Signal: e.Signal, At: timestamppb.New(e.At), Output: out, Cause: e.Cause}
+	return &sutrav1.Exit{
+		Code: int32(e.Code), Unknown: e.Unknown, OomKilled: e.OOMKilled, Signal: e.Signal, At: timestamppb.New(e.At), Output: out, Cause: e.Cause,
+	}
 }
 
 // exitOf is a state's last exit for the log; one that never had a process has none.

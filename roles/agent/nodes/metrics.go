@@ -30,9 +30,43 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// Collect exposes the manager's nodes by phase with r.
+// Collect exposes with r the manager's nodes by phase, and what each uses.
 func (m *Manager) Collect(r prometheus.Registerer) {
-	r.MustRegister(&phases{m: m, desc: prometheus.NewDesc("sutra_nodes", "Nodes, by phase.", []string{"phase"}, nil)})
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, []string{"node_id", "profile"}, nil)
+	}
+	r.MustRegister(
+		&phases{m: m, desc: prometheus.NewDesc("sutra_nodes", "Nodes, by phase.", []string{"phase"}, nil)},
+		&usages{
+			m:      m,
+			cpu:    desc("sutra_node_cpu_seconds_total", "Processor time that a node has used since its process was started."),
+			memory: desc("sutra_node_memory_bytes", "Resident memory of a node's processes."),
+			disk:   desc("sutra_node_disk_bytes", "Blocks that the files under a node's storage path take."),
+		},
+	)
+}
+
+type usages struct {
+	m                 *Manager
+	cpu, memory, disk *prometheus.Desc
+}
+
+func (u *usages) Describe(ch chan<- *prometheus.Desc) {
+	ch <- u.cpu
+	ch <- u.memory
+	ch <- u.disk
+}
+
+func (u *usages) Collect(ch chan<- prometheus.Metric) {
+	for _, n := range u.m.List() {
+		use, id, profile := n.GetUsage(), n.GetNodeId(), n.GetProfile()
+		if use == nil {
+			continue
+		}
+		ch <- prometheus.MustNewConstMetric(u.cpu, prometheus.CounterValue, use.GetCpuTime().AsDuration().Seconds(), id, profile)
+		ch <- prometheus.MustNewConstMetric(u.memory, prometheus.GaugeValue, float64(use.GetMemoryBytes()), id, profile)
+		ch <- prometheus.MustNewConstMetric(u.disk, prometheus.GaugeValue, float64(use.GetDiskBytes()), id, profile)
+	}
 }
 
 type phases struct {

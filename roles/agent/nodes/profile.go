@@ -41,7 +41,9 @@ func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, err
 	}
 	spec := supervisor.Spec{
 		ID: n.GetNodeId(), Path: binary, Args: args, Env: m.environment(n), Dir: n.GetStoragePath(), LogPath: e.files.log,
-		StopSignal: unix.SignalNum("SIG" + p.StopSignal), StopGrace: p.StopGrace, Mark: m.mark(n.GetNodeId()), Cgroups: m.cfg.Cgroups, Restart: restartOf(p),
+		StopSignal: unix.SignalNum("SIG" + p.StopSignal), StopGrace: p.StopGrace, Mark: m.mark(n.GetNodeId()), Cgroups: m.cfg.Cgroups,
+		Limits:  supervisor.Limits{Memory: uint64(n.GetMemoryLimitMb()) << 20, CPUWeight: p.CPUWeight, OpenFiles: uint64(p.OpenFiles)},
+		Restart: restartOf(p),
 	}
 	if p.Ready.Kind == "none" {
 		return spec, nil

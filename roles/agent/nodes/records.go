@@ -132,7 +132,10 @@ func recordOf(rec *sutrav1.ProcessRecord) supervisor.Record {
 		r.StartedAt = rec.GetStartedAt().AsTime()
 	}
 	if e := rec.GetLastExit(); e != nil {
-		r.LastExit = &supervisor.Exit{Code: int(e.GetCode()), Signal: e.GetSignal(), Unknown: e.GetUnknown(), At: e.GetAt().AsTime(), Output: e.GetOutput(), Cause: e.GetCause()}
+		r.LastExit = &supervisor.Exit{
+			Code: int(e.GetCode()), Signal: e.GetSignal(), Unknown: e.GetUnknown(), OOMKilled: e.GetOomKilled(), At: e.GetAt().AsTime(),
+			Output: e.GetOutput(), Cause: e.GetCause(),
+		}
 	}
 	return r
 }

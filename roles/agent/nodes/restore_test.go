@@ -27,7 +27,7 @@ func onEachHost(t *testing.T, test func(t *testing.T, cgroups func(*Config))) {
 	t.Run("no control groups", func(t *testing.T) { test(t, func(*Config) {}) })
 	t.Run("control groups", func(t *testing.T) {
 		test(t, func(c *Config) {
-			var why string
+			var why []string
 			if c.Cgroups, why = supervisor.OpenCgroups("sutra-" + c.Agent.GetInstanceId()); c.Cgroups == (supervisor.Cgroups{}) {
 				if os.Getenv("SUTRA_TEST_NO_SKIP") != "" {
 					t.Fatal(why)

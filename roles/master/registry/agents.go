@@ -115,6 +115,7 @@ func (r *Registry) Beat(b *sutrav1.HeartbeatRequest, now time.Time) (wantFull bo
 	a.lastBeat = now
 	if b.GetFull() {
 		r.observeAll(a, b.GetChanged(), now)
+		r.measured(b)
 		r.touch()
 		return false, nil
 	}
@@ -131,10 +132,20 @@ func (r *Registry) Beat(b *sutrav1.HeartbeatRequest, now time.Time) (wantFull bo
 			r.unsee(id, n)
 		}
 	}
+	r.measured(b)
 	if len(b.GetChanged())+len(b.GetGone()) > 0 {
 		r.touch()
 	}
 	return false, nil
+}
+
+// measured takes in what a beat says of what nodes use.
+func (r *Registry) measured(b *sutrav1.HeartbeatRequest) {
+	for _, u := range b.GetUsage() {
+		if n := r.nodes[u.GetNodeId()]; n != nil && n.agentID == b.GetAgentId() && n.seen != nil {
+			n.usage = u.GetUsage()
+		}
+	}
 }
 
 // observeAll takes in everything that an agent runs: what isn't listed isn't there.
@@ -155,7 +166,7 @@ func (r *Registry) observeAll(a *agent, nodes []*sutrav1.Node, now time.Time) {
 }
 
 func (r *Registry) unsee(id string, n *node) {
-	n.seen, n.seenAt = nil, time.Time{}
+	n.seen, n.seenAt, n.usage = nil, time.Time{}, nil
 	if n.record == nil {
 		r.remove(id, n)
 	}
@@ -183,6 +194,9 @@ func (r *Registry) observe(said *sutrav1.Node, now time.Time) {
 		if more := said.GetRestartCount(); more > n.seen.GetRestartCount() {
 			r.restarts += uint64(more - n.seen.GetRestartCount())
 		}
+	}
+	if said.GetUsage() != nil || said.GetPid() != n.seen.GetPid() {
+		n.usage = said.GetUsage()
 	}
 	n.seen, n.seenAt = said, now
 }

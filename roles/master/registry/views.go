@@ -60,6 +60,7 @@ func (r *Registry) view(n *node, now time.Time) View {
 	var v *sutrav1.Node
 	if n.seen != nil {
 		v = proto.CloneOf(n.seen)
+		v.Usage = n.usage
 		v.Desired = sutrav1.Desired_DESIRED_RUNNING
 	} else {
 		v = proto.CloneOf(wanted)
