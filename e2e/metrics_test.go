@@ -93,7 +93,7 @@ func TestMetrics(t *testing.T) {
 	g := harness.New(t)
 	g.StartMaster("--degraded-after", "3s", "--offline-after", "8s")
 	agentHTTP := fmt.Sprintf("127.0.0.1:%d", g.FreePort())
-	monitoring := "[monitoring]\nheartbeat_interval_secs = 1\nmetrics_listen = \"" + agentHTTP + "\"\n"
+	monitoring := "[monitoring]\nheartbeat_interval_secs = 1\nhealth_check_interval_secs = 1\nmetrics_listen = \"" + agentHTTP + "\"\n"
 	agent := g.StartAgent("a1", badProfiles+monitoring)
 	gone := g.StartAgent("a2", badProfiles+"[monitoring]\nheartbeat_interval_secs = 1\n")
 
@@ -174,6 +174,16 @@ func TestMetrics(t *testing.T) {
 	harness.Await(t, "more heartbeats", func() error {
 		if now, sentNow := series(t, g.HTTP)[beats], series(t, agentHTTP)[sent]; now <= before || sentNow <= sentBefore {
 			return fmt.Errorf("received %v, then %v; sent %v, then %v", before, now, sentBefore, sentNow)
+		}
+		return nil
+	})
+	harness.Await(t, "what the node uses", func() error {
+		labels := fmt.Sprintf(`{node_id=%q,profile="sleep"}`, crashed.GetNodeId())
+		now := series(t, agentHTTP)
+		for name, least := range map[string]float64{"sutra_node_cpu_seconds_total": 1e-6, "sutra_node_memory_bytes": 1 << 16, "sutra_node_disk_bytes": 1} {
+			if v, ok := now[name+labels]; !ok || v < least {
+				return fmt.Errorf("%s%s is %v (there: %v)", name, labels, v, ok)
+			}
 		}
 		return nil
 	})

@@ -120,7 +120,7 @@ func (g group) members() []int { return pidsIn(g.at()) }
 
 // pidsIn are the pids in the group of a folder; none where it is gone.
 func pidsIn(dir string) []int {
-	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	data, err := read(filepath.Join(dir, "cgroup.procs"))
 	if dir == "" || err != nil {
 		return nil
 	}
@@ -171,6 +171,30 @@ func write(path, value string) error {
 		return &fs.PathError{Op: "write " + value + " to", Path: path, Err: err}
 	}
 	return nil
+}
+
+// read is os.ReadFile at half the cost, for the kernel's small files that are read often.
+func read(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	data := make([]byte, 0, 1024)
+	for {
+		n, err := unix.Read(fd, data[len(data):cap(data)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		case n == 0:
+			return data, nil
+		default:
+			if data = data[:len(data)+n]; len(data) == cap(data) {
+				data = slices.Grow(data, len(data))
+			}
+		}
+	}
 }
 
 func isThere(path string) bool { return unix.Access(path, unix.F_OK) == nil }

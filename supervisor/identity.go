@@ -53,7 +53,7 @@ func startTime(ticks uint64) time.Time {
 }
 
 func readStat(pid int) (stat, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	data, err := read("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return stat{}, fmt.Errorf("look at process %d: %w", pid, err)
 	}

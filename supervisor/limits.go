@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -104,7 +103,7 @@ func (n ooms) since(before ooms) bool { return n.kills > before.kills && n.own }
 
 // number reads a number from one of the kernel's files: the one after a word that begins a line, or the file's only one.
 func number(path, word string) (n uint64, ok bool) {
-	data, err := os.ReadFile(path)
+	data, err := read(path)
 	if err != nil {
 		return 0, false
 	}

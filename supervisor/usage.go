@@ -101,7 +101,7 @@ func (g group) cpuTime() (time.Duration, bool) {
 
 // resident is a process's resident memory in bytes; 0 where it is gone.
 func resident(pid int) uint64 {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
+	data, err := read("/proc/" + strconv.Itoa(pid) + "/statm")
 	if err != nil {
 		return 0
 	}

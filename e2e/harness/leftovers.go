@@ -145,9 +145,10 @@ func AgentGroups(instance string) []string {
 		if len(parts) != 3 {
 			continue
 		}
-		for _, hierarchy := range []string{"", "unified"} {
-			// A container's group may be its mount's root.
-			for _, path := range []string{parts[2], "/"} {
+		// v1 hierarchies are mounted under their controllers' names.
+		for _, hierarchy := range []string{"", "unified", parts[1]} {
+			// A container's group may be its mount's root, and an agent may have left its group for one beneath it.
+			for _, path := range []string{parts[2], filepath.Dir(parts[2]), "/"} {
 				group := filepath.Clean("/sys/fs/cgroup/" + hierarchy + "/" + path + "/sutra-" + instance)
 				if _, err := os.Stat(group); err == nil && !slices.Contains(groups, group) {
 					groups = append(groups, group)
