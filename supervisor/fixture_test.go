@@ -117,6 +117,9 @@ func fixture(mode string, args []string) error {
 	case "allocate-in-child": // ends with 7 when its child does, in whatever way
 		_ = again("allocate", args...).Run()
 		syscall.Exit(7)
+	case "outlive": // has a child that allocates, and goes on when it is gone
+		_ = again("allocate", args...).Run()
+		args = []string{args[0] + ".done"}
 	case "count": // writes lines that tell who wrote them and how many before
 		if err := touch(args[0], ""); err != nil {
 			return err

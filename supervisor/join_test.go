@@ -28,7 +28,8 @@ func slowdown(t *testing.T) (relax func()) {
 	var busy sync.WaitGroup
 	for range 2 {
 		busy.Go(func() {
-			for !closed(over) {
+			for n := 0; !closed(over); n++ {
+				runtime.KeepAlive(n)
 			}
 		})
 	}

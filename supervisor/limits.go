@@ -79,9 +79,9 @@ type ooms struct {
 }
 
 func (g group) ooms() (n ooms) {
-	switch {
-	case g.memory == "":
-	case g.memory == g.unified:
+	switch g.memory {
+	case "":
+	case g.unified:
 		events := filepath.Join(g.memory, "memory.events")
 		n.kills, _ = number(events, "oom_kill")
 		limited, _ := number(events, "oom")

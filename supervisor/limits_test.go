@@ -101,7 +101,7 @@ func TestOOMIsAReasonOfItsOwn(t *testing.T) {
 					t.Fatal(err)
 				}
 				exit := w.until(ProcessExited).State.LastExit
-				if want := test.want; exit.String() != want && !(adopted && unsaid(exit) && exit.OOMKilled) {
+				if want := test.want; exit.String() != want && (!adopted || !unsaid(exit) || !exit.OOMKilled) {
 					t.Errorf("exit %v, want %s", exit, want)
 				}
 				if last := w.journal.last().LastExit; last == nil || !last.OOMKilled {
@@ -139,6 +139,25 @@ func TestOOMWhileNobodyWatches(t *testing.T) {
 	w.kill()
 	if exit := w.until(ProcessExited).State.LastExit; exit.String() != "killed by SIGKILL" {
 		t.Errorf("killed by a person, it was %v", exit)
+	}
+}
+
+// Who is stopped long after a descendant was killed isn't killed for its memory.
+func TestStopAfterAnOOM(t *testing.T) {
+	spec, ready := limitedSpec(t, "outlive")
+	spec.StopSignal = unix.SIGKILL
+	w := watch(t, spec)
+	w.until(ProcessReady)
+	if err := touch(ready+".go", ""); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the child's end", func() bool { return exists(ready + ".done") })
+	if n := spec.Cgroups.of(spec.ID).ooms(); n != (ooms{kills: 1, own: true}) {
+		t.Errorf("the group saw %+v", n)
+	}
+	w.Stop()
+	if exit := w.end().State.LastExit; exit.String() != "killed by SIGKILL" {
+		t.Errorf("stopped, it was %v", exit)
 	}
 }
 

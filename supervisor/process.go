@@ -54,6 +54,7 @@ func (p *process) ended() bool { return ended(int(p.pidfd.Fd()), 0) }
 // signal sends to the leader's process group, until reap has returned. Through the pidfd it reaches this group
 // or nobody. Before Linux 6.9 it goes by number, and only while the number is surely the leader's.
 func (p *process) signal(sig unix.Signal) error {
+	p.killed = p.killed || sig == unix.SIGKILL
 	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), sig, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP)
 	if !errors.Is(err, unix.EINVAL) {
 		return err
@@ -67,7 +68,6 @@ func (p *process) signal(sig unix.Signal) error {
 // kill ends everything that descends from the process. It is repeated until nothing is left: what forks
 // while it is looked for is found the next time.
 func (p *process) kill() {
-	p.killed = true
 	_ = p.signal(unix.SIGKILL) // ESRCH: the session's first group is empty
 	p.kin.kill()
 }

@@ -125,18 +125,15 @@ func cpuText(u *sutrav1.Usage) string {
 
 // sizeText is a size in the unit that suits it; empty where nothing was measured.
 func sizeText(bytes uint64) string {
-	size, unit := float64(bytes), "B"
+	size := float64(bytes)
 	switch {
 	case bytes == 0:
 		return ""
 	case bytes >= 1<<30:
-		size, unit = size/(1<<30), "GiB"
+		return fmt.Sprintf("%.1f GiB", size/(1<<30))
 	case bytes >= 1<<20:
-		size, unit = size/(1<<20), "MiB"
-	case bytes >= 1<<10:
-		size, unit = size/(1<<10), "KiB"
+		return fmt.Sprintf("%.1f MiB", size/(1<<20))
 	default:
-		return fmt.Sprintf("%d B", bytes)
+		return fmt.Sprintf("%.1f KiB", size/(1<<10))
 	}
-	return fmt.Sprintf("%.1f %s", size, unit)
 }

@@ -102,9 +102,9 @@ func TestDiskUse(t *testing.T) {
 	}
 	write("a/b/c/deep", 1<<20)
 	err := errors.Join(
-		os.Link(filepath.Join(dir, "a/b/c/deep"), filepath.Join(dir, "again")),
+		os.Link(filepath.Join(dir, "a", "b", "c", "deep"), filepath.Join(dir, "again")),
 		os.Symlink("/", filepath.Join(dir, "root")),
-		os.Truncate(filepath.Join(dir, "many/0"), 1<<30), // a hole
+		os.Truncate(filepath.Join(dir, "many", "0"), 1<<30), // a hole
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -190,15 +190,18 @@ func TestOrdinaryUser(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A place that everybody may enter.
-		dir, err := os.MkdirTemp("", "sutra-ordinary-")
+		dir, err := os.MkdirTemp("", "sutra-ordinary-") // the test's own folder is root's alone
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer os.RemoveAll(dir)
+		t.Cleanup(func() {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Error(err)
+			}
+		})
 		const nobody = 65534
 		binary := filepath.Join(dir, "test")
-		if err := errors.Join(os.WriteFile(binary, self, 0o755), os.Chmod(binary, 0o755), os.Chmod(dir, 0o777)); err != nil { //nolint:gosec // for nobody
+		if err := errors.Join(os.WriteFile(binary, self, 0o755), os.Chmod(binary, 0o755), os.Chmod(dir, 0o777)); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.CommandContext(t.Context(), binary, "-test.run=^TestOrdinaryUser$", "-test.v")
