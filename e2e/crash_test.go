@@ -26,7 +26,7 @@ import (
 // manyProfiles is the [storage] section of an agent that runs many cheap nodes and beats often.
 const manyProfiles = `
 max_nodes = 400
-default_memory_mb = 16
+default_memory_mb = 64
 [storage.profiles.sleep]
 storage_binary = "/bin/sleep"
 args = ["100000"]

@@ -176,7 +176,7 @@ func TestFullDiskOfAnAgent(t *testing.T) {
 	harness.SmallDisk(t, home, 16)
 	g.StartMaster()
 	g.StartAgent("agent-001", manyProfiles)
-	node := g.Spawn(&sutrav1.SpawnNodeRequest{})
+	node := g.Spawn(&sutrav1.SpawnNodeRequest{MemoryLimitMb: 256}) // of which its files, on a disk in memory, take their part
 	putKey(t, node.GetEndpoint(), "k", "v")
 	found := func() []string {
 		var paths []string

@@ -144,7 +144,7 @@ func TestInterruptSmoke(t *testing.T) {
 	t.Parallel()
 	g := harness.New(t)
 	g.StartMaster()
-	g.StartAgent("a1", "default_memory_mb = 16")
+	g.StartAgent("a1", "default_memory_mb = 64")
 	start := time.Now()
 	g.MustRun("smoke")
 	whole := time.Since(start)

@@ -13,7 +13,7 @@ import (
 
 const sleepProfile = `
 max_nodes = 50
-default_memory_mb = 16
+default_memory_mb = 64
 [storage.profiles.sleep]
 storage_binary = "/bin/sleep"
 args = ["100000"]

@@ -114,7 +114,7 @@ func TestNoMaster(t *testing.T) {
 
 // slowProfile is that of a server which is ready once its folder has a file of that name.
 const slowProfile = `
-default_memory_mb = 16
+default_memory_mb = 64
 [storage.profiles.slow]
 storage_binary = "/bin/sleep"
 args = ["100000"]
