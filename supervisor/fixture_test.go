@@ -128,6 +128,11 @@ func fixture(mode string, args []string) error {
 			fmt.Fprintf(os.Stdout, "%d %d\n", os.Getpid(), i)
 			time.Sleep(time.Millisecond)
 		}
+	case "flood":
+		if err := touch(args[0], ""); err != nil {
+			return err
+		}
+		return flood()
 	case "keep":
 		return keep(args)
 	case "supervise":
@@ -200,4 +205,22 @@ func numbered(lines int) string {
 		fmt.Fprintf(&b, "line %d\n", i)
 	}
 	return b.String()
+}
+
+// floodLine is the length of each line of a flood.
+const floodLine = 64
+
+// flood writes numbered lines as fast as it can.
+func flood() error {
+	var buf []byte
+	for line := int64(0); ; {
+		buf = buf[:0]
+		for range 1000 {
+			buf = fmt.Appendf(buf, "%0*d\n", floodLine-1, line)
+			line++
+		}
+		if _, err := os.Stdout.Write(buf); err != nil {
+			return err
+		}
+	}
 }

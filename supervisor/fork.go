@@ -3,7 +3,6 @@ package supervisor
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -19,15 +18,11 @@ func start(s *Spec, bootID string) (*process, error) {
 		return nil, fmt.Errorf("open stdin: %w", err)
 	}
 	defer null.Close()
-	log, err := os.OpenFile(s.LogPath, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	log, logStart, err := openLog(s.LogPath)
 	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
+		return nil, err
 	}
 	defer log.Close()
-	size, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, fmt.Errorf("measure log: %w", err)
-	}
 	group := s.Cgroups.of(s.ID)
 	if err := group.make(); err != nil {
 		return nil, errors.Join(err, group.remove())
@@ -70,7 +65,7 @@ func start(s *Spec, bootID string) (*process, error) {
 	}
 	p := &process{
 		identity: id, child: true, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), kin: newKin(group, s.Mark), limited: limited, ooms: before,
-		startedAt: startedAt, logPath: s.LogPath, logStart: size, exited: make(chan struct{}),
+		startedAt: startedAt, logPath: s.LogPath, logStart: logStart, exited: make(chan struct{}),
 	}
 	go p.watch()
 	return p, nil

@@ -9,7 +9,7 @@ type Record struct {
 	// control group or its mark.
 	Identity  Identity
 	StartedAt time.Time
-	// LogStart is the log's size when the process was started.
+	// LogStart is the position of the log's end when the process was started.
 	LogStart int64
 	// EverReady: one of the unit's processes was ready once.
 	EverReady bool

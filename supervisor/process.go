@@ -31,7 +31,7 @@ type process struct {
 	startedAt time.Time
 
 	logPath string
-	// logStart is the log's size at the start: what lies behind it is this process's or newer.
+	// logStart is the log's end at the start: what lies behind that position is this process's or newer.
 	logStart int64
 }
 
@@ -104,7 +104,7 @@ func (p *process) reap(sig unix.Signal, grace time.Time) (exit *Exit, overstayed
 	overstayed = p.empty(sig, grace)
 	_ = p.pidfd.Close()      // nothing can be done about it
 	_ = p.kin.group.remove() // where somebody can't be killed it stays, and is found by the unit's next process
-	exit.Output = p.output()
+	exit.Output = lastOutput(p.logPath, p.logStart, maxOutput)
 	return exit, overstayed
 }
 
@@ -161,21 +161,4 @@ func (p *process) empty(sig unix.Signal, grace time.Time) (killed bool) {
 		time.Sleep(pause)
 	}
 	return killed
-}
-
-// output returns the end of what the process wrote. The log may be gone or cut: then there is none.
-func (p *process) output() string {
-	f, err := os.Open(p.logPath)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || info.Size() <= p.logStart {
-		return ""
-	}
-	from := max(p.logStart, info.Size()-maxOutput)
-	buf := make([]byte, info.Size()-from)
-	n, _ := f.ReadAt(buf, from) // io.EOF at a file that was cut meanwhile
-	return string(buf[:n])
 }

@@ -1,0 +1,353 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// logMode is how a test's file system takes bytes out of a file.
+type logMode struct {
+	name   string
+	sparse bool
+}
+
+func logModes() []logMode { return []logMode{{"collapse", false}, {"punch", true}} }
+
+// use makes a folder of logs work in a mode, where the file system can.
+func (m logMode) use(t testing.TB, l *Logs) {
+	t.Helper()
+	probe, err := os.Create(filepath.Join(l.cfg.Dir, "probe"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(probe.Name())
+	defer probe.Close()
+	if _, err := probe.Write(make([]byte, 2*l.cutter.block)); err != nil {
+		t.Fatal(err)
+	}
+	l.cutter.release, l.cutter.sparse = collapse, false
+	if m.sparse {
+		l.cutter.release, l.cutter.sparse = punch, true
+	}
+	if err := l.cutter.release(int(probe.Fd()), l.cutter.block); err != nil {
+		skipLog(t, "this file system can't %s: %v", m.name, err)
+	}
+}
+
+func skipLog(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("SUTRA_TEST_NO_SKIP") != "" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
+}
+
+// readAll reads a log from a position on, and where that begins.
+func readAll(path string, from int64) (data []byte, begin int64, err error) {
+	r, err := ReadLog(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer r.Close()
+	buf := make([]byte, 10_000)
+	begin = -1
+	for at := from; ; {
+		n, found, err := r.ReadAt(buf, at)
+		if begin < 0 {
+			begin = found
+		} else if found != at && n > 0 {
+			return nil, 0, fmt.Errorf("a gap from %d to %d", at, found)
+		}
+		if errors.Is(err, io.EOF) {
+			end, err := r.End()
+			if err == nil && end != found {
+				err = fmt.Errorf("read to %d of %d", found, end)
+			}
+			return data, begin, err
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		data = append(data, buf[:n]...)
+		at = found + int64(n)
+	}
+}
+
+func appendTo(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
+
+// broken is what a step panics with where the supervisor ends in it.
+type broken struct{ step string }
+
+// logModel is a log, and what was written to it.
+type logModel struct {
+	dir     string
+	mode    logMode
+	l       *Logs
+	written []byte
+	dropped bool
+}
+
+func (m *logModel) open(t *rapid.T) {
+	l, err := OpenLogs(LogsConfig{Dir: m.dir, UnitBudget: 1 << 18, Budget: 1 << 30, Notify: func(e LogEvent) {
+		if e.Kind == LogStuck {
+			t.Errorf("stuck: %v", e.Err)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.l = l
+	m.l.cutter.release, m.l.cutter.sparse = collapse, false
+	if m.mode.sparse {
+		m.l.cutter.release, m.l.cutter.sparse = punch, true
+	}
+	m.l.Watch("a")
+}
+
+// look has the log looked at, and the supervisor end in a step; "" for none.
+func (m *logModel) look(t *rapid.T, at string) {
+	defer func() {
+		if caught := recover(); caught != nil {
+			if _, ok := caught.(broken); !ok {
+				panic(caught)
+			}
+			m.check(t) // as it was left
+			m.open(t)
+		}
+	}()
+	m.l.cutter.step = func(name string) {
+		m.check(t) // readers come at any moment
+		if name == at {
+			panic(broken{name})
+		}
+	}
+	g := m.l.claim("a")
+	m.l.look(g)
+	m.l.unclaim(g)
+}
+
+// check: what is kept is the end of what was written, at its positions, and enough of it.
+func (m *logModel) check(t *rapid.T) {
+	got, begin, err := readAll(m.l.Path("a"), 0)
+	if errors.Is(err, os.ErrNotExist) && len(m.written) == 0 {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end := begin + int64(len(got)); end != int64(len(m.written)) {
+		t.Fatalf("it ends at %d, and %d bytes were written", end, len(m.written))
+	}
+	if !bytes.Equal(got, m.written[begin:]) {
+		t.Fatalf("what is kept from %d on isn't what was written there", begin)
+	}
+	if least := min(int64(len(m.written)), m.l.part*3/2); int64(len(got)) < least {
+		t.Fatalf("only %d bytes are kept of %d", len(got), len(m.written))
+	}
+	parts, err := segments(m.l.Path("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range parts {
+		data := m.written[s.start:s.end()]
+		if data[len(data)-1] != '\n' && bytes.IndexByte(data[len(data)/2:], '\n') >= 0 && !isHole(segmentPath(m.l.Path("a"), s.start)) {
+			t.Fatalf("the segment at %d splits a line", s.start)
+		}
+	}
+}
+
+func TestRotationAgainstAModel(t *testing.T) {
+	for _, mode := range logModes() {
+		t.Run(mode.name, func(t *testing.T) {
+			dir := t.TempDir()
+			l, err := OpenLogs(LogsConfig{Dir: dir, UnitBudget: 1, Budget: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mode.use(t, l)
+			rapid.Check(t, func(t *rapid.T) {
+				sub, err := os.MkdirTemp(dir, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				m := &logModel{dir: sub, mode: mode}
+				m.open(t)
+				seed := rand.NewChaCha8([32]byte{byte(rapid.IntRange(0, 255).Draw(t, "seed"))})
+				write := func(size, line int) {
+					data := make([]byte, size)
+					_, _ = seed.Read(data) // never fails
+					for i := range data {
+						if data[i] == '\n' || data[i] == 0 && i%7 > 0 {
+							data[i] = '.'
+						}
+						if line > 0 && i%line == line-1 {
+							data[i] = '\n'
+						}
+					}
+					if err := appendTo(m.l.Path("a"), data); err != nil {
+						t.Fatal(err)
+					}
+					m.written = append(m.written, data...)
+				}
+				t.Repeat(map[string]func(*rapid.T){
+					"": m.check,
+					"write": func(t *rapid.T) {
+						write(rapid.IntRange(1, 90_000).Draw(t, "size"), rapid.IntRange(1, 300).Draw(t, "line"))
+					},
+					"long line": func(t *rapid.T) { write(rapid.IntRange(1, 100_000).Draw(t, "size"), 0) },
+					"flood":     func(t *rapid.T) { write(rapid.IntRange(200_000, 400_000).Draw(t, "size"), 100) },
+					"look":      func(t *rapid.T) { m.look(t, "") },
+					"reopen":    func(t *rapid.T) { m.open(t) },
+					"crash": func(t *rapid.T) {
+						m.look(t, rapid.SampledFrom([]string{"copy", "sync", "forgo", "rename", "header", "release", "release-header", "forget", "remove"}).Draw(t, "step"))
+					},
+				})
+			})
+		})
+	}
+}
+
+func FuzzParseHeader(f *testing.F) {
+	f.Add(newHeader(16_771_234, "node-1.log.0000000000000000000", 4321))
+	f.Add(newHeader(0, "x", headerSize("x")))
+	f.Add([]byte("[sutra: this log goes on at byte 00000000000"))
+	f.Add([]byte("2026-03-01 12:00:00 ready\n"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		position, length, ok := parseHeader(line)
+		if !ok {
+			return
+		}
+		if position < 0 || length < 1 || length > maxHeader {
+			t.Fatalf("position %d, length %d", position, length)
+		}
+		before, _, _ := bytes.Cut(line[len(headerBegin)+positionDigits+len(headerBefore):], []byte(headerLength))
+		again := newHeader(position, string(before), length)
+		if p, n, ok := parseHeader(again); !ok || p != position || n != length || int64(len(again)) != length || again[length-1] != '\n' {
+			t.Fatalf("%q reads as %d, %d, %v", again, p, n, ok)
+		}
+	})
+}
+
+// runLogs runs a folder of logs until the test's end.
+func runLogs(t testing.TB, l *Logs) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	group.Go(func() {
+		if err := l.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { cancel(); group.Wait() })
+}
+
+// consecutive checks numbered lines, of which the first may have lost its beginning.
+func consecutive(t *testing.T, what string, data []byte, last int64) int64 {
+	t.Helper()
+	if last < 0 {
+		data = data[bytes.IndexByte(data, '\n')+1:]
+	}
+	for line := range bytes.Lines(data) {
+		if line[len(line)-1] != '\n' {
+			break // it was being written
+		}
+		n, err := strconv.ParseInt(strings.TrimLeft(string(line[:len(line)-1]), "0"), 10, 64)
+		if err != nil || len(line) != floodLine || last >= 0 && n != last+1 {
+			t.Fatalf("%s: %q follows line %d", what, line, last)
+		}
+		last = n
+	}
+	return last
+}
+
+// A process that floods its log is kept up with: nothing is missing between what is kept, and this process holds none of it.
+func TestFlood(t *testing.T) {
+	for _, mode := range logModes() {
+		t.Run(mode.name, func(t *testing.T) {
+			dir := t.TempDir()
+			var cut atomic.Int64
+			l, err := OpenLogs(LogsConfig{Dir: dir, UnitBudget: 64 << 20, Budget: 1 << 30, Notify: func(e LogEvent) {
+				if e.Kind != LogCut {
+					t.Errorf("%+v", e)
+				}
+				cut.Add(e.Bytes)
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mode.use(t, l)
+			var rotations atomic.Int64
+			l.cutter.step = func(name string) {
+				if name == "release" {
+					rotations.Add(1)
+				}
+			}
+			spec, _ := fixtureSpec(t, "flood")
+			spec.LogPath = l.Path("unit")
+			l.Watch("unit")
+			var before, after runtime.MemStats
+			w := watch(t, spec)
+			runLogs(t, l)
+			w.until(ProcessReady)
+			await(t, "the first rotation", func() bool { return rotations.Load() > 0 })
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			await(t, "20 rotations", func() bool { return rotations.Load() > 20 })
+			runtime.ReadMemStats(&after)
+			if grown := int64(after.Sys) - int64(before.Sys); grown > 8<<20 {
+				t.Errorf("memory grew by %d bytes", grown)
+			}
+			if allocated := after.TotalAlloc - before.TotalAlloc; allocated > 64<<20 {
+				t.Errorf("%d bytes were allocated", allocated)
+			}
+			w.Stop()
+			w.kill()
+			w.end()
+
+			data, begin, err := readAll(l.Path("unit"), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			last := consecutive(t, "the log", data, -1)
+			if at := begin + int64(len(data)); at/floodLine-1 != last {
+				t.Errorf("position %d, after line %d", at, last)
+			}
+			parts, err := segments(l.Path("unit"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range parts {
+				data, err := os.ReadFile(segmentPath(l.Path("unit"), s.start))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if first := consecutive(t, "a segment", data[:floodLine], -1); first >= 0 || s.start%floodLine != 0 {
+					t.Errorf("the segment at %d doesn't begin with a line", s.start)
+				}
+			}
+			t.Logf("%d rotations, %d segments, %d MiB written, %d MiB kept, %d MiB uncopied", rotations.Load(), len(parts),
+				(begin+int64(len(data)))>>20, len(data)>>20, cut.Load()>>20)
+		})
+	}
+}
