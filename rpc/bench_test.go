@@ -13,7 +13,7 @@ import (
 
 // BenchmarkUnary shows what the channel and the server's guard add to gRPC: each through its own server.
 func BenchmarkUnary(b *testing.B) {
-	run := func(b *testing.B, srv *grpc.Server, dial func(endpoint string) grpc.ClientConnInterface) {
+	run := func(b *testing.B, srv server, dial func(endpoint string) grpc.ClientConnInterface) {
 		b.Helper()
 		sutrav1.RegisterGridMasterServer(srv, &master{})
 		endpoint := serve(b, srv, anyPort).endpoint

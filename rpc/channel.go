@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"regexp"
@@ -100,7 +101,21 @@ func (c *Channel) NewStream(ctx context.Context, desc *grpc.StreamDesc, method s
 	if err != nil {
 		return nil, c.explain(err)
 	}
-	return stream, nil
+	return explained{stream, c}, nil
+}
+
+// explained is a stream whose errors are *Error, but for io.EOF.
+type explained struct {
+	grpc.ClientStream
+	channel *Channel
+}
+
+func (e explained) RecvMsg(m any) error {
+	err := e.ClientStream.RecvMsg(m)
+	if err == nil || errors.Is(err, io.EOF) {
+		return err
+	}
+	return e.channel.explain(err)
 }
 
 // backoff pauses 100, 200 and 400 ms, each shortened by up to a quarter, so that

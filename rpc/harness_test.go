@@ -128,8 +128,15 @@ type running struct {
 	kill func()
 }
 
+// server is a bare gRPC server or a Server.
+type server interface {
+	grpc.ServiceRegistrar
+	Serve(l net.Listener) error
+	Stop()
+}
+
 // serve runs srv on addr until it is killed or the test ends.
-func serve(t testing.TB, srv *grpc.Server, addr string) *running {
+func serve(t testing.TB, srv server, addr string) *running {
 	t.Helper()
 	l := listen(t, addr)
 	done := make(chan struct{})

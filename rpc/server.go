@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -18,18 +20,35 @@ import (
 // merely running out of time.
 const answerTime = 250 * time.Millisecond
 
-// drainTime is how long a stopping server waits for calls under way.
-const drainTime = 5 * time.Second
+const (
+	// drainTime is how long a stopping server waits for calls under way.
+	drainTime = 5 * time.Second
+	// streamDrainTime is how long it waits for streams alone. They are ended when it begins to stop; what is left then are
+	// those whose callers don't read.
+	streamDrainTime = 500 * time.Millisecond
+)
 
-// NewServer makes a gRPC server with the grid's limits. Services are registered by the caller; m may be nil.
-func NewServer(log zerolog.Logger, m *Metrics) *grpc.Server {
-	unary := []grpc.UnaryServerInterceptor{guard(log)}
-	var stream []grpc.StreamServerInterceptor
+// Server is a gRPC server with the grid's limits.
+type Server struct {
+	*grpc.Server
+	log zerolog.Logger
+	// stopping is closed when the server begins to stop.
+	stopping chan struct{}
+	stopOnce sync.Once
+	// calls counts the unary calls under way.
+	calls atomic.Int64
+}
+
+// NewServer makes a server. Services are registered by the caller; m may be nil.
+func NewServer(log zerolog.Logger, m *Metrics) *Server {
+	s := &Server{log: log, stopping: make(chan struct{})}
+	unary := []grpc.UnaryServerInterceptor{s.guard}
+	stream := []grpc.StreamServerInterceptor{s.guardStream}
 	if m != nil {
 		unary = append([]grpc.UnaryServerInterceptor{m.server.UnaryServerInterceptor()}, unary...)
-		stream = append(stream, m.server.StreamServerInterceptor())
+		stream = append([]grpc.StreamServerInterceptor{m.server.StreamServerInterceptor()}, stream...)
 	}
-	return grpc.NewServer(
+	s.Server = grpc.NewServer(
 		grpc.ChainUnaryInterceptor(unary...),
 		grpc.ChainStreamInterceptor(stream...),
 		grpc.MaxRecvMsgSize(maxRequest),
@@ -38,35 +57,26 @@ func NewServer(log zerolog.Logger, m *Metrics) *grpc.Server {
 		// Half of what callers keep to, so that a ping which comes early isn't an offence.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 	)
+	return s
 }
 
 // guard gives each call its method's deadline even where the caller set none, turns a panic into INTERNAL
 // and plain errors into an Error.
-func guard(log zerolog.Logger) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-		if deadline, ok := handlerDeadline(ctx, info.FullMethod, time.Now()); ok {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithDeadline(ctx, deadline)
-			defer cancel()
-		}
-		start := time.Now()
-		defer func() {
-			if caught := recover(); caught != nil {
-				log.Error().Str("method", info.FullMethod).Str("panic", fmt.Sprint(caught)).
-					Bytes("stack", debug.Stack()).Msg("a handler panicked")
-				resp, err = nil, Errorf(Internal, "%s failed inside: %v", info.FullMethod, caught)
-			}
-			if err == nil {
-				return
-			}
-			if _, ok := status.FromError(err); !ok {
-				err = AsError(err)
-			}
-			log.Debug().Str("method", info.FullMethod).Stringer("code", status.Code(err)).
-				Dur("took_ms", time.Since(start)).Err(err).Msg("call failed")
-		}()
-		return handler(ctx, req)
+func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	s.calls.Add(1)
+	defer s.calls.Add(-1)
+	if deadline, ok := handlerDeadline(ctx, info.FullMethod, time.Now()); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline)
+		defer cancel()
 	}
+	start := time.Now()
+	defer func() {
+		if err = s.outcome(info.FullMethod, start, recover(), err); err != nil {
+			resp = nil
+		}
+	}()
+	return handler(ctx, req)
 }
 
 // handlerDeadline is when a call's handler must have ended: a little before the caller's time or the method's own is
@@ -81,9 +91,63 @@ func handlerDeadline(ctx context.Context, method string, now time.Time) (deadlin
 	return deadline.Add(-min(answerTime, deadline.Sub(now)/10)), ok
 }
 
-// Serve serves until ctx ends; then it takes no more calls and gives those under
+// guardStream does the same for streams, which have no deadline: they end with the server.
+func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	ended := make(chan struct{})
+	defer func() { <-ended }()
+	go func() {
+		defer close(ended)
+		select {
+		case <-s.stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer cancel() // before the wait
+	start := time.Now()
+	defer func() {
+		caught := recover()
+		select {
+		case <-s.stopping:
+			if err != nil && caught == nil {
+				err = Errorf(ShuttingDown, "%s was broken off: the server is shutting down", info.FullMethod)
+			}
+		default:
+		}
+		err = s.outcome(info.FullMethod, start, caught, err)
+	}()
+	return handler(srv, guarded{stream, ctx})
+}
+
+// guarded is a stream whose context ends with the server, too.
+type guarded struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // it is the stream's
+}
+
+func (g guarded) Context() context.Context { return g.ctx }
+
+// outcome is the error of a handler's, whatever it left behind.
+func (s *Server) outcome(method string, start time.Time, caught any, err error) error {
+	if caught != nil {
+		s.log.Error().Str("method", method).Str("panic", fmt.Sprint(caught)).Bytes("stack", debug.Stack()).Msg("a handler panicked")
+		err = Errorf(Internal, "%s failed inside: %v", method, caught)
+	}
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); !ok {
+		err = AsError(err)
+	}
+	s.log.Debug().Str("method", method).Stringer("code", status.Code(err)).Dur("took_ms", time.Since(start)).Err(err).Msg("call failed")
+	return err
+}
+
+// Serve serves until ctx ends; then it takes no more calls, ends the streams and gives calls under
 // way 5 s. It closes the listener.
-func Serve(ctx context.Context, srv *grpc.Server, l net.Listener) error {
+func Serve(ctx context.Context, srv *Server, l net.Listener) error {
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()
 	select {
@@ -92,16 +156,34 @@ func Serve(ctx context.Context, srv *grpc.Server, l net.Listener) error {
 		return fmt.Errorf("serve gRPC on %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
+	srv.stopOnce.Do(func() { close(srv.stopping) })
 	drained := make(chan struct{})
 	go func() { srv.GracefulStop(); close(drained) }()
-	select {
-	case <-drained:
-	case <-time.After(drainTime):
-		srv.Stop()
-		<-drained
-	}
+	srv.drain(drained)
 	if err := <-failed; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve gRPC on %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// drain waits until the server has drained, and ends what takes too long.
+func (s *Server) drain(drained <-chan struct{}) {
+	over := time.NewTimer(drainTime)
+	defer over.Stop()
+	streams := time.NewTicker(streamDrainTime)
+	defer streams.Stop()
+	for {
+		select {
+		case <-drained:
+			return
+		case <-streams.C:
+			if s.calls.Load() > 0 {
+				continue
+			}
+		case <-over.C:
+		}
+		s.Stop()
+		<-drained
+		return
+	}
 }

@@ -1,0 +1,168 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/rs/zerolog"
+	"google.golang.org/grpc"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+)
+
+type tailStream = grpc.ServerStreamingServer[sutrav1.TailLogsResponse]
+
+// streaming is a master whose TailLogs a test writes.
+type streaming struct {
+	sutrav1.UnimplementedGridMasterServer
+	tailLogs func(tailStream) error
+}
+
+func (s *streaming) TailLogs(_ *sutrav1.TailLogsRequest, stream tailStream) error {
+	return s.tailLogs(stream)
+}
+
+// tail reads a stream to its end.
+func tail(ctx context.Context, c sutrav1.GridMasterClient) (pieces int, err error) {
+	stream, err := c.TailLogs(ctx, &sutrav1.TailLogsRequest{})
+	if err != nil {
+		return 0, err
+	}
+	for {
+		if _, err := stream.Recv(); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return pieces, err
+		}
+		pieces++
+	}
+}
+
+func piece(size int) *sutrav1.TailLogsResponse {
+	return &sutrav1.TailLogsResponse{Chunk: &sutrav1.LogChunk{Data: make([]byte, size)}}
+}
+
+// What goes wrong in a stream reaches its caller in the one form, and ends nothing else.
+func TestStreamErrors(t *testing.T) {
+	checkLeaks(t)
+	log := &safeBuffer{}
+	for name, test := range map[string]struct {
+		handler func(tailStream) error
+		reason  Reason
+		message string
+	}{
+		"own":   {func(tailStream) error { return Errorf(NodeNotFound, "no node x").With("node_id", "x") }, NodeNotFound, "no node x"},
+		"plain": {func(tailStream) error { return errors.New("plain trouble") }, Internal, "plain trouble"},
+		"panic": {func(tailStream) error { panicsHere(); return nil }, Internal, "/sutra.v1.GridMaster/TailLogs failed inside: a broken invariant"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := NewServer(zerolog.New(log), nil)
+			sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
+				if err := s.Send(piece(10)); err != nil {
+					return err
+				}
+				return test.handler(s)
+			}})
+			_, client := dialMaster(t, serve(t, srv, anyPort).endpoint, nil)
+			for range 2 {
+				pieces, err := tail(t.Context(), client)
+				wantError(t, err, test.reason, test.message)
+				if pieces != 1 {
+					t.Errorf("%d pieces came before the error", pieces)
+				}
+			}
+		})
+	}
+	if !strings.Contains(log.String(), "panicsHere") {
+		t.Errorf("the panic's place isn't in the log:\n%s", log)
+	}
+}
+
+// A connection that breaks under a stream is the transport's trouble, and is called so.
+func TestABrokenStreamIsUnreachable(t *testing.T) {
+	checkLeaks(t)
+	srv := NewServer(zerolog.Nop(), nil)
+	began := make(chan struct{})
+	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
+		close(began)
+		<-s.Context().Done()
+		return s.Context().Err()
+	}})
+	up := serve(t, srv, anyPort)
+	_, client := dialMaster(t, up.endpoint, nil)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := tail(t.Context(), client)
+		ended <- err
+	}()
+	<-began
+	up.kill()
+	wantError(t, receive(t, "the stream's end", ended), MasterUnreachable, "can't reach the master at "+up.endpoint)
+}
+
+// A server that stops ends its streams, whether they wait for something to send or for their caller to read, and a
+// caller that hangs up ends its own.
+func TestStreamsEndWithTheServer(t *testing.T) {
+	for name, handler := range map[string]func(tailStream) error{
+		"waits": func(s tailStream) error {
+			<-s.Context().Done()
+			return s.Context().Err()
+		},
+		"its caller doesn't read": func(s tailStream) error {
+			for {
+				if err := s.Send(piece(1 << 20)); err != nil {
+					return err
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkLeaks(t)
+			srv := NewServer(zerolog.Nop(), nil)
+			began, gone := make(chan struct{}, 2), make(chan struct{}, 2)
+			sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
+				defer func() { gone <- struct{}{} }()
+				if err := s.Send(piece(1)); err != nil {
+					return err
+				}
+				began <- struct{}{}
+				return handler(s)
+			}})
+			l := listen(t, anyPort)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			served := make(chan error, 1)
+			go func() { served <- Serve(ctx, srv, l) }()
+			_, client := dialMaster(t, l.Addr().String(), nil)
+
+			hangsUp, hangUp := context.WithCancel(t.Context())
+			if _, err := client.TailLogs(hangsUp, &sutrav1.TailLogsRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			receive(t, "the stream's start", began)
+			hangUp()
+			receive(t, "the end of a stream whose caller hung up", gone)
+
+			stream, err := client.TailLogs(t.Context(), &sutrav1.TailLogsRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			receive(t, "the stream's start", began)
+			stop()
+			if err := receive(t, "Serve's return", served); err != nil {
+				t.Errorf("Serve returns %v", err)
+			}
+			receive(t, "the stream's end", gone)
+			for err == nil {
+				_, err = stream.Recv()
+			}
+			if reason := ReasonOf(err); reason != ShuttingDown && reason != MasterUnreachable {
+				t.Errorf("the caller is told %v", err)
+			}
+		})
+	}
+}
