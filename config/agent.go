@@ -49,6 +49,9 @@ type Agent struct {
 	DefaultMemoryMB uint64
 	// Profiles are the ways to run a storage server, by name. Invariant: "default" is among them.
 	Profiles map[string]Profile
+	// NodeLogBudgetMB is how much disk, in MiB, the log of one node may take, at least 1; LogBudgetMB how much all logs of
+	// the agent may, those of ended nodes with them. Defaults 64 and 1024. Invariant: LogBudgetMB >= NodeLogBudgetMB.
+	NodeLogBudgetMB, LogBudgetMB uint64
 	// HeartbeatInterval and HealthCheckInterval are whole seconds, 1 s to 1 h. Defaults 5 s and 10 s.
 	HeartbeatInterval   time.Duration
 	HealthCheckInterval time.Duration
@@ -115,6 +118,7 @@ func readAgent(doc *document, dir string) *Agent {
 	readIdentity(root.child("agent"), agent)
 	readStorage(root.child("storage"), agent, dir)
 
+	readLogs(root.child("logs"), agent)
 	monitoring := root.child("monitoring")
 	agent.HeartbeatInterval = monitoring.seconds("heartbeat_interval_secs", 5, 1)
 	agent.HealthCheckInterval = monitoring.seconds("health_check_interval_secs", 10, 1)
@@ -190,6 +194,15 @@ func readStorage(t *table, agent *Agent, dir string) {
 			profiles.problem(name, "profile name %v", err)
 		}
 		agent.Profiles[name] = profile
+	}
+}
+
+func readLogs(t *table, agent *Agent) {
+	agent.NodeLogBudgetMB = uint64(t.whole("node_budget_mb", 64, 1, maxMemoryMB))
+	agent.LogBudgetMB = uint64(t.whole("agent_budget_mb", 1024, 1, maxMemoryMB))
+	if agent.LogBudgetMB < agent.NodeLogBudgetMB {
+		t.problem("agent_budget_mb", "%d is less than node_budget_mb = %d; it must hold the log of one node at least",
+			agent.LogBudgetMB, agent.NodeLogBudgetMB)
 	}
 }
 

@@ -26,6 +26,7 @@ func defaultProfile() Profile {
 func defaults() *Agent {
 	return &Agent{
 		AgentID: "a", AgentPort: 8001, MaxNodes: 5, BasePort: 50051, DefaultMemoryMB: 512,
+		NodeLogBudgetMB: 64, LogBudgetMB: 1024,
 		Profiles:          map[string]Profile{"default": defaultProfile()},
 		HeartbeatInterval: 5 * time.Second, HealthCheckInterval: 10 * time.Second,
 	}
@@ -91,6 +92,9 @@ success_exit_codes = [0, 143, 255]
 cpu_weight = 10000
 open_files = 1073741824
 [storage.profiles.bare]
+[logs]
+node_budget_mb = 1
+agent_budget_mb = 1
 [monitoring]
 heartbeat_interval_secs = 3600
 health_check_interval_secs = 1
@@ -101,7 +105,7 @@ metrics_listen = "127.0.0.1:0"
 	want := &Agent{
 		AgentID: "rack-1.host_2", MasterEndpoints: []string{"10.0.0.1:7001", "master:7000"},
 		AgentPort: 0, Advertise: "[fd00::5]:8001", Labels: map[string]string{"rack": "a", "zone.x": ""},
-		MaxNodes: 10000, BasePort: 55536, DefaultMemoryMB: 1,
+		MaxNodes: 10000, BasePort: 55536, DefaultMemoryMB: 1, NodeLogBudgetMB: 1, LogBudgetMB: 1,
 		Profiles: map[string]Profile{
 			"default": {
 				Name: "default", StorageBinary: "/etc/sutra/server", Args: []string{},
@@ -191,6 +195,8 @@ func TestRefused(t *testing.T) {
 		"no nodes":        {id + "[storage]\nmax_nodes = 0", "agent.toml:4: storage.max_nodes: 0 is out of range; allowed: 1 to 10000"},
 		"many nodes":      {id + "[storage]\nmax_nodes = 10001", "agent.toml:4: storage.max_nodes: 10001 is out of range; allowed: 1 to 10000"},
 		"no memory":       {id + "[storage]\ndefault_memory_mb = 0", "agent.toml:4: storage.default_memory_mb: 0 is out of range; allowed: 1 to 1073741824"},
+		"no log":          {id + "[logs]\nnode_budget_mb = 0", "agent.toml:4: logs.node_budget_mb: 0 is out of range; allowed: 1 to 1073741824"},
+		"no logs":         {id + "[logs]\nagent_budget_mb = 63", "agent.toml:4: logs.agent_budget_mb: 63 is less than node_budget_mb = 64; it must hold the log of one node at least"},
 		"no heartbeat":    {id + "[monitoring]\nheartbeat_interval_secs = 0", "agent.toml:4: monitoring.heartbeat_interval_secs: 0 is out of range; allowed: 1 to 3600"},
 		"slow check":      {id + "[monitoring]\nhealth_check_interval_secs = 3601", "agent.toml:4: monitoring.health_check_interval_secs: 3601 is out of range; allowed: 1 to 3600"},
 		"negative grace":  {id + "[storage]\nstop_grace_secs = -1", "agent.toml:4: storage.stop_grace_secs: -1 is out of range; allowed: 0 to 3600"},
@@ -365,6 +371,9 @@ func checkInvariants(t *testing.T, agent *Agent) {
 	}
 	if agent.DefaultMemoryMB < 1 {
 		t.Error("no memory")
+	}
+	if agent.NodeLogBudgetMB < 1 || agent.LogBudgetMB < agent.NodeLogBudgetMB {
+		t.Errorf("log budgets %d and %d", agent.NodeLogBudgetMB, agent.LogBudgetMB)
 	}
 	for _, interval := range []time.Duration{agent.HeartbeatInterval, agent.HealthCheckInterval} {
 		if interval < time.Second || interval > time.Hour {
