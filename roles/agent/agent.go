@@ -122,6 +122,7 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 	a.nodes, err = nodes.New(nodes.Config{
 		Cgroups: groups, Home: home,
 		Agent: a.self, Host: nodeHost, Dir: dir, BasePort: file.BasePort, Profiles: file.Profiles, Builtin: a.cfg.Binary,
+		NodeLogBudget: int64(file.NodeLogBudgetMB) << 20, LogBudget: int64(file.LogBudgetMB) << 20,
 		CheckEvery: file.HealthCheckInterval, Metrics: nodes.NewMetrics(a.registry), Log: a.cfg.Log,
 	})
 	if err != nil {

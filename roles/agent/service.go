@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/sutra-grid/sutra/config"
@@ -72,6 +73,19 @@ func (s *service) GetNodeStatus(_ context.Context, req *sutrav1.GridAgentGetNode
 		return nil, rpc.Errorf(rpc.NodeNotFound, "agent %s runs no node %s", s.agentID, req.GetNodeId()).With("node_id", req.GetNodeId())
 	}
 	return &sutrav1.GridAgentGetNodeStatusResponse{Node: node, ObservedAt: timestamppb.Now()}, nil
+}
+
+// TailLogs streams a node's log, also of a node that has ended.
+func (s *service) TailLogs(req *sutrav1.GridAgentTailLogsRequest, stream grpc.ServerStreamingServer[sutrav1.GridAgentTailLogsResponse]) error {
+	if err := config.ValidID("", req.GetNodeId()); err != nil { // it becomes a file's name
+		return rpc.Invalid(rpc.Violation{Field: "node_id", Description: err.Error()})
+	}
+	if err := s.meant(req.GetAgentId()); err != nil {
+		return err
+	}
+	return s.nodes.TailLogs(stream.Context(), req.GetNodeId(), req.GetRange(), func(c *sutrav1.LogChunk) error {
+		return stream.Send(&sutrav1.GridAgentTailLogsResponse{Chunk: c})
+	})
 }
 
 func (s *service) ListNodes(_ context.Context, req *sutrav1.GridAgentListNodesRequest) (*sutrav1.GridAgentListNodesResponse, error) {

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/supervisor"
 )
@@ -37,19 +39,27 @@ func (c *checks) begin(now time.Time, every time.Duration) {
 	c.next, c.failed = now.Add(every/2+rand.N(every/2+1)), 0
 }
 
-// Run checks each running node every CheckEvery and measures what it uses, until ctx ends.
+// Run looks after the nodes and their logs until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return m.logs.Run(ctx) })
+	for _, work := range []func(context.Context){m.checkNodes, m.measureUsage, m.measureDisks} {
+		group.Go(func() error { work(ctx); return nil })
+	}
+	return group.Wait()
+}
+
+// checkNodes checks each running node every CheckEvery, until ctx ends.
+func (m *Manager) checkNodes(ctx context.Context) {
 	var group sync.WaitGroup
 	defer group.Wait()
-	group.Go(func() { m.measureUsage(ctx) })
-	group.Go(func() { m.measureDisks(ctx) })
 	slots := make(chan struct{}, parallelChecks)
 	tick := time.NewTicker(max(m.cfg.CheckEvery/checkSteps, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
 		}
 		for _, e := range m.due(time.Now(), cap(slots)-len(slots)) {

@@ -52,8 +52,6 @@ func (m *Manager) storagePath(n *sutrav1.Node) (string, error) {
 	}
 }
 
-func (m *Manager) logPath(id string) string { return filepath.Join(m.cfg.Dir, "logs", id+".log") }
-
 // prepare makes the folders of a node and finds out whether its data can be written.
 func prepare(storage, log string) (f files, err error) {
 	_, err = os.Lstat(log)
@@ -88,8 +86,8 @@ func prepare(storage, log string) (f files, err error) {
 	return f, nil
 }
 
-// undo removes what prepare made and what a process that never served left in it. Folders and a log that
-// were there before are not touched, and an outer folder only goes where it is empty.
+// undo removes what prepare made and what a process that never served left in it. Folders that were there before are
+// not touched, and an outer folder only goes where it is empty.
 func (f files) undo() {
 	for i := len(f.created) - 1; i >= 0; i-- {
 		if f.created[i] == f.storage {
@@ -97,9 +95,6 @@ func (f files) undo() {
 			continue
 		}
 		_ = os.Remove(f.created[i]) // fails, rightly, where somebody else uses it by now
-	}
-	if !f.logged {
-		_ = os.Remove(f.log)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 	"github.com/sutra-grid/sutra/supervisor"
 )
 
-// Config is what the manager runs nodes with. All fields are needed but Metrics.
+// Config is what the manager runs nodes with. All fields are needed but Metrics and the log budgets.
 type Config struct {
 	// Agent says the limits that nodes are admitted by: agent_id, max_nodes, memory_total_mb, default_memory_mb.
 	Agent *sutrav1.Agent
@@ -39,6 +39,8 @@ type Config struct {
 	Builtin string
 	// CheckEvery is the time from one check of a running node to the next.
 	CheckEvery time.Duration
+	// NodeLogBudget and LogBudget are how many bytes the log of one node and all logs may take; 0: the supervisor's defaults.
+	NodeLogBudget, LogBudget int64
 	// Cgroups is where nodes get control groups of their own.
 	Cgroups supervisor.Cgroups
 	Metrics *Metrics
@@ -49,6 +51,7 @@ type Config struct {
 type Manager struct {
 	cfg     Config
 	units   *supervisor.Supervisor
+	logs    *supervisor.Logs
 	records records
 
 	// dirty holds a token while something changed that nobody has asked for yet.
@@ -68,6 +71,8 @@ type entry struct {
 	profile string // of the node
 	// launched is closed once either unit or refused is set.
 	launched chan struct{}
+	// silent is closed once nothing of the node is left that could write to its log. Under Manager.mu.
+	silent chan struct{}
 
 	// guarded by Manager.mu
 	spec     *sutrav1.Node // replaced, never changed: what is wanted, with port and path filled in
@@ -91,6 +96,9 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{cfg: cfg, dirty: make(chan struct{}, 1), entries: map[string]*entry{}, gone: map[string]uint64{}}
 	var err error
 	if m.units, err = supervisor.New((*journal)(m), m.happened); err != nil {
+		return nil, err
+	}
+	if m.logs, err = m.openLogs(); err != nil {
 		return nil, err
 	}
 	records, kept, aside, err := openRecords(filepath.Join(cfg.Dir, "nodes.db"))
@@ -149,7 +157,10 @@ func (m *Manager) admit(want *sutrav1.Node) (e *entry, isNew bool, err error) {
 		return nil, false, misfit
 	}
 	spec.Desired = sutrav1.Desired_DESIRED_RUNNING
-	e = &entry{id: id, profile: spec.GetProfile(), launched: make(chan struct{}), spec: spec, health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY}
+	e = &entry{
+		id: id, profile: spec.GetProfile(), launched: make(chan struct{}), silent: make(chan struct{}),
+		spec: spec, health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY,
+	}
 	m.entries[id] = e
 	m.touch(e)
 	return e, true, nil
@@ -191,12 +202,13 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.files, err = prepare(e.spec.GetStoragePath(), m.logPath(e.spec.GetNodeId())); err != nil {
+	if e.files, err = prepare(e.spec.GetStoragePath(), m.logPath(e.id)); err != nil {
 		return nil, err
 	}
+	m.logs.Watch(e.id)
 	defer func() {
 		if err != nil {
-			e.files.undo()
+			m.undo(e)
 		}
 	}()
 	if err := m.takePort(e); err != nil {
@@ -302,7 +314,7 @@ func (m *Manager) happened(ev supervisor.Event) {
 	if ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Failed && !ev.State.Completed && told {
 		// The spawn fails, and nothing stays of it. Where nobody waits any more the node may have served somebody: its
 		// files stay. All this while the entry holds its path: the next one there has files of its own.
-		e.files.undo()
+		m.undo(e)
 	}
 	m.mu.Lock()
 	e.state = ev.State
@@ -315,6 +327,9 @@ func (m *Manager) happened(ev supervisor.Event) {
 		e.health = sutrav1.NodeHealth_NODE_HEALTH_NOT_READY
 	}
 	m.touch(e)
+	if ev.Kind == supervisor.UnitEnded {
+		m.silence(e)
+	}
 	if stopped {
 		m.forget(e)
 	}
@@ -501,6 +516,7 @@ func (m *Manager) forget(e *entry) {
 		return
 	}
 	delete(m.entries, id)
+	m.silence(e)
 	m.touch(e)
 	m.gone[id] = e.revision
 }

@@ -35,11 +35,13 @@ func (m *Manager) restore(kept []*sutrav1.ProcessRecord) {
 	for _, rec := range kept {
 		id := rec.GetNode().GetNodeId()
 		e := &entry{
-			id: id, profile: rec.GetNode().GetProfile(), launched: make(chan struct{}), spec: proto.CloneOf(rec.GetNode()), record: recordOf(rec),
+			id: id, profile: rec.GetNode().GetProfile(), launched: make(chan struct{}), silent: make(chan struct{}),
+			spec: proto.CloneOf(rec.GetNode()), record: recordOf(rec),
 			health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY,
 			files:  files{storage: rec.GetNode().GetStoragePath(), log: m.logPath(id), logged: true},
 		}
 		e.spec.Completed, e.spec.Phase = false, 0 // that is the unit's to say
+		m.logs.Watch(id)
 		m.mu.Lock()
 		m.entries[id] = e
 		m.mu.Unlock()
