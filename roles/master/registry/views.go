@@ -31,6 +31,19 @@ func (r *Registry) Node(id string, now time.Time) (View, bool) {
 	return r.view(n, now), true
 }
 
+// Place is the agent that a node is or was on, also where it was removed, and whether it has ended.
+func (r *Registry) Place(id string, now time.Time) (agentID string, ended, ok bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if n := r.nodes[id]; n != nil && !n.discarded {
+		return n.agentID, r.view(n, now).Ended, true
+	}
+	if rec := r.tombs[id]; rec != nil {
+		return rec.GetNode().GetAgentId(), true, true
+	}
+	return "", false, false
+}
+
 // Nodes returns the nodes of one agent, or of all where agentID is empty, by id.
 func (r *Registry) Nodes(agentID string, ended bool, now time.Time) []View {
 	r.mu.RLock()
