@@ -65,7 +65,7 @@ type client struct {
 func (c *client) commands() []*cli.Command {
 	all := []*cli.Command{
 		c.spawnCommand(), c.stopCommand(), c.restartCommand(), c.removeCommand(), c.statusCommand(),
-		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.smokeCommand(),
+		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.logsCommand(), c.smokeCommand(),
 	}
 	for _, command := range all {
 		command.Flags = append(command.Flags, Flags()...)

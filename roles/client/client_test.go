@@ -45,6 +45,7 @@ type fakeMaster struct {
 	onListNodes  func(*sutrav1.ListNodesRequest) (*sutrav1.ListNodesResponse, error)
 	onListAgents func() (*sutrav1.ListAgentsResponse, error)
 	onStatus     func() (*sutrav1.GetClusterStatusResponse, error)
+	onLogs       func(*sutrav1.TailLogsRequest, grpc.ServerStreamingServer[sutrav1.TailLogsResponse]) error
 
 	mu   sync.Mutex // guards seen
 	seen []proto.Message
@@ -123,6 +124,13 @@ func (f *fakeMaster) GetClusterStatus(_ context.Context, r *sutrav1.GetClusterSt
 	return f.onStatus()
 }
 
+func (f *fakeMaster) TailLogs(r *sutrav1.TailLogsRequest, stream grpc.ServerStreamingServer[sutrav1.TailLogsResponse]) error {
+	if err := f.note(r, f.onLogs != nil); err != nil {
+		return err
+	}
+	return f.onLogs(r, stream)
+}
+
 func listen(t *testing.T) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -142,7 +150,13 @@ func serve(t *testing.T, f *fakeMaster) *fakeMaster {
 	return f
 }
 
-func serveUntilEnd(t *testing.T, srv *grpc.Server, l net.Listener) {
+// server is a bare gRPC server or one of a grid's.
+type server interface {
+	Serve(l net.Listener) error
+	Stop()
+}
+
+func serveUntilEnd(t *testing.T, srv server, l net.Listener) {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
