@@ -28,6 +28,7 @@ var verbs = map[string][]string{
 	"node-status": {"--node", "-n", "--cached", "--master", "--output"},
 	"list-agents": {"--master", "--output"},
 	"list-nodes":  {"--agent", "-a", "--all", "--master", "--output"},
+	"logs":        {"--node", "-n", "--follow", "-f", "--tail", "--since", "--master", "--output"},
 	"smoke":       {"--agent", "--profile", "--master", "--output"},
 	"version":     nil,
 	"completion":  nil,
