@@ -17,13 +17,13 @@ func (l *Logs) rotate(g *keptLog) error {
 	if h, err := settledHead(live); err != nil || h != g.head {
 		return errors.Join(err, l.again(g)) // somebody emptied it, and it has grown again
 	}
-	held := g.size - g.head.data
-	if held > 3*l.part {
-		return l.shorten(g, live, 2*l.part) // with the rest as a segment, and its copy, it would take more than its budget
+	budget := max(l.cfg.UnitBudget, 8*l.part)
+	if g.size-g.head.offset+l.part > budget { // also without a segment
+		return l.shorten(g, live, budget/2)
 	}
 	from := g.head.data
 	to := split(live, from+l.part/2, from+l.part)
-	for len(g.segments) > 0 && sizeOf(g)+to-from > l.cfg.UnitBudget {
+	for len(g.segments) > 0 && sizeOf(g)+to-from > budget {
 		if err := l.removeOldest(g); err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ func newCutter(dir string) (c cutter, err error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return c, fmt.Errorf("look at the file system of %s: %w", dir, err)
 	}
-	c.block = max(int64(st.Bsize), 512)
+	c.block = max(st.Bsize, 512)
 	probe, err := os.CreateTemp(dir, ".probe-")
 	if err != nil {
 		return c, err

@@ -22,15 +22,17 @@ const (
 	lookSoonest = 5 * time.Millisecond
 	// maxNotes is how many moments are kept for each log: some minutes to the second, hours more coarsely.
 	maxNotes = 512
+	// coarse is how much a file's times may lag behind the clock.
+	coarse = 20 * time.Millisecond
 )
 
 // LogsConfig is what a folder of logs is kept by. Dir alone is needed.
 type LogsConfig struct {
 	// Dir is absolute. It is made where it is missing.
 	Dir string
-	// UnitBudget is how many bytes the log of one unit may take; 0: 64 MiB. A log is moved on in quarters of it: more makes
-	// rotations rarer and keeps less while one is under way. It is held within a second; a log that grows
-	// faster than the disk can copy loses its oldest part uncopied.
+	// UnitBudget is how many bytes the log of one unit may take; 0: 64 MiB. A log is moved on in eighths of it: greater
+	// parts would make rotations rarer, and keep less while one is under way. It is held within a second; a log that grows
+	// faster than the disk can copy loses its older half uncopied.
 	UnitBudget int64
 	// Budget is how many bytes all logs may take, those of ended units with them; 0: 1 GiB.
 	Budget int64
@@ -118,11 +120,14 @@ func OpenLogs(cfg LogsConfig) (*Logs, error) {
 		return nil, fmt.Errorf("find out how logs can be rotated: %w", err)
 	}
 	const least = 16 // blocks: a header may take two, and half a segment must free more
-	l := &Logs{cfg: cfg, cutter: c, part: max(cfg.UnitBudget/4, least*c.block), logs: map[string]*keptLog{}}
+	l := &Logs{cfg: cfg, cutter: c, part: max(cfg.UnitBudget/8, least*c.block), logs: map[string]*keptLog{}}
 	if c.release == nil {
 		l.tell(LogEvent{Kind: LogsUnbounded})
 	}
-	return l, l.scan()
+	if err := l.scan(); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 // scan finds the logs that are there.
@@ -429,6 +434,7 @@ func (l *Logs) since(r *LogReader, id string, t time.Time) (position int64, err 
 	if err != nil {
 		return 0, err
 	}
+	t = t.Add(-coarse)
 	if info, err := r.live.Stat(); err != nil || info.ModTime().Before(t) {
 		return end, err
 	}

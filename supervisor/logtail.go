@@ -209,8 +209,8 @@ func lastLines(r *LogReader, end int64, lines int) (int64, error) {
 			return 0, err
 		}
 		piece := buf[:n]
-		if position == end && n > 0 && piece[n-1] == '\n' {
-			piece = piece[:n-1] // it ends the last line, and begins none
+		if position == end {
+			piece = bytes.TrimSuffix(piece, []byte("\n")) // it ends the last line, and begins none
 		}
 		for i := bytes.LastIndexByte(piece, '\n'); i >= 0; i = bytes.LastIndexByte(piece[:i], '\n') {
 			if lines--; lines == 0 {

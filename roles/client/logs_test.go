@@ -144,7 +144,7 @@ func TestFollowOutlastsTheMaster(t *testing.T) {
 func TestInterruptedLogs(t *testing.T) {
 	for flag, want := range map[string]int{"--follow": exitOK, "--follow=false": exitFailed} {
 		ctx, interrupt := context.WithCancel(t.Context())
-		defer interrupt()
+		t.Cleanup(interrupt)
 		f := serve(t, &fakeMaster{onLogs: func(_ *sutrav1.TailLogsRequest, s logStream) error {
 			err := s.Send(logPiece("one\n", 4))
 			interrupt()
