@@ -18,7 +18,7 @@ import (
 var verbs = map[string][]string{
 	"dev":         {"--home"},
 	"master":      {"--home", "--listen", "--http", "--degraded-after", "--offline-after"},
-	"agent":       {"--home", "--config", "--stop-nodes", "--print-config"},
+	"agent":       {"--home", "--config", "--stop-nodes", "--print-config", "--print-unit"},
 	"storage":     {"--port", "--storage-path", "--node-id"},
 	"spawn":       {"--agent", "-a", "--port", "-p", "--storage-path", "--memory", "--profile", "--request-id", "--master", "--output", "-o", "--timeout"},
 	"stop":        {"--node", "-n", "--agent", "-a", "--master", "--output", "--timeout"},

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/rs/zerolog"
@@ -59,6 +60,9 @@ type Agent struct {
 
 // New takes the agent's home and prepares everything; Run starts it.
 func New(ctx context.Context, cfg Config) (*Agent, error) {
+	if err := keepDescriptors(); err != nil {
+		return nil, err
+	}
 	id := cfg.File.AgentID
 	dir := filepath.Join(cfg.Home, "agents", id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -163,11 +167,13 @@ func (a *Agent) Run(ctx context.Context) error {
 		Str("listen", a.cfg.Listener.Addr().String()).Str("advertise", a.self.GetEndpoint()).
 		Int("max_nodes", a.cfg.File.MaxNodes).Msg("agent listening")
 	nodes.WarnOfPorts(log, a.cfg.File.BasePort, a.cfg.File.MaxNodes)
+	a.notify(daemon.SdNotifyReady) // New has taken the nodes up, and callers wait in the listener's queue
 
 	group.Go(func() error { return a.link.run(talking) })
 	group.Go(func() error {
 		defer stopTalking()
 		err := a.nodes.Run(ctx) // until ctx ends
+		a.notify(daemon.SdNotifyStopping)
 		if running := len(a.nodes.List()); running > 0 && a.cfg.StopNodes {
 			log.Info().Int("nodes", running).Msg("stopping nodes")
 		} else if running > 0 {
@@ -178,6 +184,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	err := group.Wait()
 	log.Info().Msg("agent stopped")
 	return err
+}
+
+// notify tells systemd, where that has started the agent and waits for it.
+func (a *Agent) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		a.cfg.Log.Warn().Err(err).Str("state", state).Msg("the service manager wasn't told")
+	}
 }
 
 // instanceID reads the random name of this agent's home, or draws one.

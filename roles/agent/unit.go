@@ -1,0 +1,61 @@
+package agent
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Unit is the systemd service that runs an agent. All paths are absolute; uid is whom it runs as, 0 being the
+// service manager's own choice.
+func Unit(binary, file, home string, uid int) string {
+	var user string
+	if uid != 0 {
+		user = fmt.Sprintf("\n# Whose home that is. Nodes run as the same user.\nUser=%d\n", uid)
+	}
+	return fmt.Sprintf(unitText, execPath(binary), execArg(file), execArg(home), user)
+}
+
+const unitText = `[Unit]
+Description=Sutra agent, which runs this host's storage nodes
+# Where the network is late the agent starts all the same, but may advertise the wrong address.
+Wants=network-online.target
+After=network-online.target
+# It is started again for ever: while it is away nobody restarts a node that crashes.
+StartLimitIntervalSec=0
+
+[Service]
+# It says that it is ready once its nodes are taken up and it listens.
+Type=notify
+NotifyAccess=main
+ExecStart=%s agent --config %s --home %s
+%s
+# Nodes outlive their agent: a stop, a crash or an upgrade ends the agent alone, and the next start takes them up.
+KillMode=process
+Restart=always
+RestartSec=1
+
+# Nodes get control groups of their own within the service's. The agent is kept in one beside them (systemd 254 or
+# newer; older ones say that they ignore it).
+Delegate=yes
+DelegateSubgroup=agent
+# A node that runs out of memory is the agent's to restart, and no reason to stop all others.
+OOMPolicy=continue
+# Of all processes here the agent should be the last to go.
+OOMScoreAdjust=-900
+
+# A descriptor for each node, and some for each call; nodes begin with a limit of their own.
+LimitNOFILE=65536
+# The nodes' threads count as the service's, too.
+TasksMax=infinity
+
+[Install]
+WantedBy=multi-user.target
+`
+
+// execPath quotes the first word of a command line. In it, systemd replaces no variables.
+func execPath(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "%", "%%").Replace(s) + `"`
+}
+
+// execArg quotes any other word.
+func execArg(s string) string { return strings.ReplaceAll(execPath(s), "$", "$$") }
