@@ -12,6 +12,8 @@ import (
 	"testing"
 )
 
+const modulePath = "github.com/sutra-grid/sutra"
+
 // buildOnce builds the binary that all tests of a package share. The folder is removed by Main.
 var buildOnce = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "sutra-e2e-")
@@ -22,14 +24,27 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	return path, build(path)
 })
 
+// rogueOnce builds the misbehaving server beside it.
+var rogueOnce = sync.OnceValues(func() (string, error) {
+	sutra, err := buildOnce()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(sutra), "rogue")
+	return path, goBuild(path, modulePath+"/e2e/harness/rogue")
+})
+
 func build(path string, args ...string) error {
-	args = append([]string{"build", "-o", path}, args...)
 	if raceEnabled {
 		args = append(args, "-race")
 	}
-	cmd := exec.CommandContext(context.Background(), "go", append(args, "github.com/sutra-grid/sutra")...)
+	return goBuild(path, append(args, modulePath)...)
+}
+
+func goBuild(path string, args ...string) error {
+	cmd := exec.CommandContext(context.Background(), "go", append([]string{"build", "-o", path}, args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build sutra: %w\n%s", err, out)
+		return fmt.Errorf("build %s: %w\n%s", filepath.Base(path), err, out)
 	}
 	return nil
 }
@@ -50,6 +65,22 @@ func Binary(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// Rogue puts the misbehaving server at a path; what it can do is said there.
+func Rogue(t testing.TB, path string) {
+	t.Helper()
+	built, err := rogueOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(built)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o700); err != nil { //nolint:gosec // it is to be run
+		t.Fatal(err)
+	}
 }
 
 // Main runs a package's tests, clears the binary away and returns the exit code.
