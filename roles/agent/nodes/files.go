@@ -53,7 +53,7 @@ func (m *Manager) storagePath(n *sutrav1.Node) (string, error) {
 }
 
 // prepare makes the folders of a node and finds out whether its data can be written.
-func prepare(storage, log string) (f files, err error) {
+func prepare(id, storage, log string) (f files, err error) {
 	_, err = os.Lstat(log)
 	f = files{storage: storage, log: log, logged: err == nil}
 	for at := storage; ; at = filepath.Dir(at) {
@@ -70,8 +70,9 @@ func prepare(storage, log string) (f files, err error) {
 	if err := os.MkdirAll(storage, 0o700); err != nil {
 		return f, pathUnusable(storage, err)
 	}
-	// To try is the only honest test: permissions, read-only mounts and full disks all show here.
-	probe, err := os.CreateTemp(storage, ".sutra-probe-")
+	// To try is the only honest test: permissions, read-only mounts and full disks all show here. The name is the node's
+	// own, so that what an agent leaves that dies here goes when the node is spawned again.
+	probe, err := os.OpenFile(filepath.Join(storage, ".sutra-probe-"+id), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return f, pathUnusable(storage, err)
 	}

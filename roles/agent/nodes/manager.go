@@ -202,7 +202,7 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.files, err = prepare(e.spec.GetStoragePath(), m.logPath(e.id)); err != nil {
+	if e.files, err = prepare(e.id, e.spec.GetStoragePath(), m.logPath(e.id)); err != nil {
 		return nil, err
 	}
 	m.logs.Watch(e.id)
