@@ -350,8 +350,18 @@ func TestAgentKilledAtAnyMoment(t *testing.T) {
 	}
 	var mu sync.Mutex // guards wanted and gone
 	wanted, gone := map[string]*sutrav1.Node{}, map[string]bool{}
+	told, watcher := newHistory(), caller(t, g)
 	for round := range rounds(t) {
 		var group errgroup.Group
+		over, watched := make(chan struct{}), make(chan error, 1)
+		go func() {
+			var err error
+			for err == nil && !isClosed(over) {
+				err = told.look(t.Context(), g, watcher)
+				time.Sleep(20 * time.Millisecond) // so that it isn't all that the machine does
+			}
+			watched <- err
+		}()
 		for c, client := range callers {
 			dice := rand.New(rand.NewPCG(seed, uint64(round*len(callers)+c+1)))
 			group.Go(func() error {
@@ -364,12 +374,14 @@ func TestAgentKilledAtAnyMoment(t *testing.T) {
 						mu.Lock()
 						delete(wanted, n.GetNodeId())
 						mu.Unlock()
+						called := told.now()
 						_, err := insist(t.Context(), func() (*sutrav1.StopNodeResponse, error) {
 							return client.StopNode(t.Context(), &sutrav1.StopNodeRequest{NodeId: n.GetNodeId()})
 						})
 						if err != nil {
 							return fmt.Errorf("stop %s: %w", n.GetNodeId(), err)
 						}
+						told.note(n.GetNodeId(), ended, called, true)
 						if live := processes(g)[n.GetNodeId()]; live > 0 {
 							return fmt.Errorf("stop of %s was acknowledged, and %d processes live", n.GetNodeId(), live)
 						}
@@ -383,10 +395,12 @@ func TestAgentKilledAtAnyMoment(t *testing.T) {
 						if dice.IntN(6) == 0 {
 							req.Profile, req.MemoryLimitMb = "", 64
 						}
+						called := told.now()
 						n, err := insistSpawn(t.Context(), client, req)
 						if err != nil {
 							return err
 						}
+						told.note(n.GetNodeId(), spawned, called, true)
 						mine = append(mine, n)
 						mu.Lock()
 						wanted[n.GetNodeId()] = n
@@ -401,11 +415,17 @@ func TestAgentKilledAtAnyMoment(t *testing.T) {
 			agent.Kill()
 			agent = g.LaunchAgent(fmt.Sprintf("round-%d", round), filepath.Join(g.Dir, "agent-001.toml"))
 		}
-		if err := group.Wait(); err != nil {
+		err := group.Wait()
+		close(over)
+		if err := errors.Join(err, <-watched); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
 		settled := awaitAgreement(t, g)
+		if err := told.look(t.Context(), g, watcher); err != nil {
+			t.Fatal(err)
+		}
+		told.judge(t)
 		if len(settled) != len(wanted) {
 			t.Errorf("round %d: %d nodes are wanted, and there are %d", round, len(wanted), len(settled))
 		}
@@ -429,8 +449,10 @@ func TestAgentKilledAtAnyMoment(t *testing.T) {
 				ids = append(ids, id)
 			}
 		}
+		called := told.now()
 		stopAll(t, g, ids)
 		for _, id := range ids {
+			told.note(id, ended, called, true)
 			delete(wanted, id)
 		}
 	}

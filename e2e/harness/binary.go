@@ -24,15 +24,7 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	return path, build(path)
 })
 
-// rogueOnce builds the misbehaving server beside it.
-var rogueOnce = sync.OnceValues(func() (string, error) {
-	sutra, err := buildOnce()
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(filepath.Dir(sutra), "rogue")
-	return path, goBuild(path, modulePath+"/e2e/harness/rogue")
-})
+var rogueOnce = sync.OnceValues(func() (string, error) { return buildBeside("rogue") })
 
 func build(path string, args ...string) error {
 	if raceEnabled {
@@ -47,6 +39,16 @@ func goBuild(path string, args ...string) error {
 		return fmt.Errorf("build %s: %w\n%s", filepath.Base(path), err, out)
 	}
 	return nil
+}
+
+// buildBeside builds a command of the harness beside the sutra binary.
+func buildBeside(name string) (string, error) {
+	sutra, err := buildOnce()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(sutra), name)
+	return path, goBuild(path, modulePath+"/e2e/harness/"+name)
 }
 
 // BuildVersion builds another binary from this tree, which calls itself by the version, and puts it at a path.
