@@ -130,6 +130,15 @@ func stoppedForGood(t *testing.T, g *harness.Grid, nodes []*sutrav1.Node) {
 	}
 }
 
+// many is how many nodes an agent is replaced under: as many as any machine bears, or with SUTRA_SOAK_ROUNDS as many as a
+// host may well have.
+func many() int {
+	if os.Getenv("SUTRA_SOAK_ROUNDS") != "" {
+		return 200
+	}
+	return 40
+}
+
 // Under many nodes the agent is killed, and the next one takes up all of them: nothing of theirs has changed, and
 // they are supervised as before.
 func TestAgentKilledUnderManyNodes(t *testing.T) {
@@ -137,16 +146,18 @@ func TestAgentKilledUnderManyNodes(t *testing.T) {
 	g := harness.New(t)
 	g.StartMaster()
 	agent := g.StartAgent("agent-001", manyProfiles+redisProfile)
-	nodes := spawnMany(t, g, 30, &sutrav1.SpawnNodeRequest{Profile: "sleep"})
-	builtin := spawnMany(t, g, 6, &sutrav1.SpawnNodeRequest{MemoryLimitMb: 64})
-	nodes = append(nodes, builtin...)
+	builtin := spawnMany(t, g, many()*3/5, &sutrav1.SpawnNodeRequest{MemoryLimitMb: 64})
+	nodes := append(slices.Clone(builtin), spawnMany(t, g, many()/5, &sutrav1.SpawnNodeRequest{Profile: "sleep"})...)
+	others := "sleep"
 	if _, err := exec.LookPath("redis-server"); err == nil {
-		nodes = append(nodes, spawnMany(t, g, 4, &sutrav1.SpawnNodeRequest{Profile: "redis", MemoryLimitMb: 64})...)
+		others = "redis"
 	}
+	nodes = append(nodes, spawnMany(t, g, many()/5, &sutrav1.SpawnNodeRequest{Profile: others, MemoryLimitMb: 64})...)
+	last := len(nodes) - 1
 	for _, n := range builtin {
 		putKey(t, n.GetEndpoint(), "k", n.GetNodeId())
 	}
-	for _, i := range []int{0, 31} { // counters that aren't zero
+	for _, i := range []int{0, last} { // counters that aren't zero
 		killNode(t, g, nodes[i])
 		was := nodes[i]
 		nodes[i] = g.AwaitNode(was.GetNodeId(), "to be restarted", func(n *sutrav1.Node) bool {
@@ -169,14 +180,14 @@ func TestAgentKilledUnderManyNodes(t *testing.T) {
 			t.Errorf("key is %q after the adoption", got)
 		}
 	}
-	for _, i := range []int{0, 1, 32} {
+	for _, i := range []int{0, 1, last} {
 		was := nodes[i]
 		killNode(t, g, was)
 		nodes[i] = g.AwaitNode(was.GetNodeId(), "to be restarted", func(n *sutrav1.Node) bool {
 			return n.GetPhase() == running && n.GetPid() != was.GetPid() && n.GetRestartCount() == was.GetRestartCount()+1
 		})
 	}
-	if got := getKey(t, nodes[32].GetEndpoint(), "k"); got != nodes[32].GetNodeId() {
+	if got := getKey(t, nodes[1].GetEndpoint(), "k"); got != nodes[1].GetNodeId() {
 		t.Errorf("key is %q after the crash of an adopted node", got)
 	}
 	stoppedForGood(t, g, nodes)
@@ -185,7 +196,8 @@ func TestAgentKilledUnderManyNodes(t *testing.T) {
 	}
 }
 
-// An agent that ends in good order says so, leaves its nodes running, and is replaced by a new version under them.
+// An agent that ends in good order says so, leaves its nodes running, and is replaced by a new version under them; so is
+// one that is killed.
 func TestNewVersionUnderRunningNodes(t *testing.T) {
 	t.Parallel()
 	g := harness.New(t)
@@ -200,9 +212,10 @@ func TestNewVersionUnderRunningNodes(t *testing.T) {
 	g.Binary = installed
 	g.StartMaster() // with its long windows: OFFLINE can only come from the agent's leave
 	agent := g.StartAgent("agent-001", manyProfiles)
-	nodes := append(spawnMany(t, g, 8, &sutrav1.SpawnNodeRequest{Profile: "sleep"}),
+	nodes := append(spawnMany(t, g, many()-2, &sutrav1.SpawnNodeRequest{Profile: "sleep"}),
 		g.Spawn(&sutrav1.SpawnNodeRequest{}), g.Spawn(&sutrav1.SpawnNodeRequest{StoragePath: filepath.Join(g.Dir, "own", "place")}))
-	for _, n := range nodes[8:] {
+	servers := nodes[many()-2:]
+	for _, n := range servers {
 		putKey(t, n.GetEndpoint(), "k", n.GetNodeId())
 	}
 
@@ -219,24 +232,27 @@ func TestNewVersionUnderRunningNodes(t *testing.T) {
 		t.Errorf("without their agent, %d of %d nodes run", n, len(nodes))
 	}
 
-	harness.BuildVersion(t, installed+".new", "v2")
-	if err := os.Rename(installed+".new", installed); err != nil {
-		t.Fatal(err)
-	}
-	restarted(t, g, "agent-001", "v2")
-	if v := agentOf(t, g, "agent-001").GetVersion(); !strings.HasPrefix(v, "v2") {
-		t.Errorf("the new agent's version is %q", v)
-	}
-	takenUp(t, g, nodes)
-	for _, n := range nodes[8:] {
-		if got := getKey(t, n.GetEndpoint(), "k"); got != n.GetNodeId() {
-			t.Errorf("key is %q after the upgrade", got)
+	for _, version := range []string{"v2", "v3"} {
+		harness.BuildVersion(t, installed+".new", version)
+		if err := os.Rename(installed+".new", installed); err != nil {
+			t.Fatal(err)
+		}
+		agent.Kill() // the first has ended already
+		agent = restarted(t, g, "agent-001", version)
+		if v := agentOf(t, g, "agent-001").GetVersion(); !strings.HasPrefix(v, version) {
+			t.Errorf("the version of agent %s is %q", version, v)
+		}
+		takenUp(t, g, nodes)
+		for _, n := range servers {
+			if got := getKey(t, n.GetEndpoint(), "k"); got != n.GetNodeId() {
+				t.Errorf("key is %q after the upgrade to %s", got, version)
+			}
 		}
 	}
 	// What is started from now on is the new version's.
-	killNode(t, g, nodes[8])
-	again := g.AwaitNode(nodes[8].GetNodeId(), "to be restarted", func(n *sutrav1.Node) bool {
-		return n.GetPhase() == running && n.GetPid() != nodes[8].GetPid()
+	killNode(t, g, servers[0])
+	again := g.AwaitNode(servers[0].GetNodeId(), "to be restarted", func(n *sutrav1.Node) bool {
+		return n.GetPhase() == running && n.GetPid() != servers[0].GetPid()
 	})
 	if path, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", again.GetPid())); err != nil || path != installed {
 		t.Errorf("the restarted node runs %q, %v", path, err)
