@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,14 +97,23 @@ func WriteFile(path string, data []byte) (err error) {
 // ErrLocked is that of a Lock which another process has.
 var ErrLocked = errors.New("another process has it")
 
+// lockPatience is how long a lock is waited for. A process that was killed may leave a child that hasn't executed its
+// program yet; until then that holds the lock.
+const lockPatience = 2 * time.Second
+
 // Lock takes the file at path for this process until unlock is called or the process ends. Where
-// another process has it, the error is ErrLocked and says which.
+// another process has it and keeps it for 2 s, the error is ErrLocked and says which.
 func Lock(path string) (unlock func() error, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		holder, _ := fs.ReadFile(os.DirFS(filepath.Dir(path)), filepath.Base(path))
 		_ = f.Close() // nothing was written
 		if errors.Is(err, unix.EWOULDBLOCK) {
