@@ -3,7 +3,9 @@ package nodes
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -24,63 +26,120 @@ type records struct{ db *bbolt.DB }
 
 // openRecords opens the file, or makes it. One that can't be read is put aside, under the name that is returned
 // with an error that says what was wrong with it.
+//
+// The file is written anew each time: a database may be damaged where a reader doesn't come by, and end the agent at a
+// later write.
 func openRecords(path string) (r records, all []*sutrav1.ProcessRecord, aside string, err error) {
-	r, all, err = tryRecords(path)
-	if !errors.Is(err, errDamaged) {
-		return r, all, "", err
+	all, err = readRecords(path)
+	switch {
+	case errors.Is(err, errDamaged):
+		aside = fmt.Sprintf("%s.damaged-%d", path, time.Now().Unix())
+		if mv := os.Rename(path, aside); mv != nil {
+			return records{}, nil, "", errors.Join(err, mv)
+		}
+		all = nil
+	case err != nil:
+		return records{}, nil, "", err
 	}
-	aside = fmt.Sprintf("%s.damaged-%d", path, time.Now().Unix())
-	if mv := os.Rename(path, aside); mv != nil {
-		return records{}, nil, "", errors.Join(err, mv)
-	}
-	fresh, _, again := tryRecords(path)
+	r, again := writeRecords(path, all)
 	if again != nil {
-		return records{}, nil, aside, again
+		return records{}, nil, "", fmt.Errorf("write records %s: %w", path, errors.Join(again, err))
 	}
-	return fresh, nil, aside, err
+	return r, all, aside, err
 }
 
 // errDamaged marks a file whose content makes no sense.
 var errDamaged = errors.New("the file is damaged")
 
-func tryRecords(path string) (r records, all []*sutrav1.ProcessRecord, err error) {
+// readRecords reads a file of records; there are none where there is no file yet.
+func readRecords(path string) (all []*sutrav1.ProcessRecord, err error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return nil, nil
+	}
 	// A file that is shorter than it says faults where it is read.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil { // bbolt panics on pages that make no sense
-			r, all, err = records{}, nil, fmt.Errorf("%w: %v", errDamaged, p)
+			all, err = nil, fmt.Errorf("read records %s: %w: %v", path, errDamaged, p)
 		}
 	}()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
 	if err != nil {
 		// What the system doesn't object to, bbolt objects to the content of.
 		if errno := unix.Errno(0); !errors.As(err, &errno) && !errors.Is(err, bolterrors.ErrTimeout) {
 			err = fmt.Errorf("%w: %w", errDamaged, err)
 		}
-		return records{}, nil, fmt.Errorf("open records %s: %w", path, err)
+		return nil, fmt.Errorf("open records %s: %w", path, err)
 	}
-	db.MaxBatchDelay = 0
-	err = db.Update(func(tx *bbolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(recordsBucket)
-		if err != nil {
-			return err
+	err = db.View(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(recordsBucket)
+		if b == nil {
+			return fmt.Errorf("%w: there are no records in it", errDamaged)
 		}
 		return b.ForEach(func(id, value []byte) error {
 			rec := &sutrav1.ProcessRecord{}
 			if err := proto.Unmarshal(value, rec); err != nil {
 				return fmt.Errorf("%w: the record of %q can't be read: %w", errDamaged, id, err)
 			}
-			if of := rec.GetNode().GetNodeId(); of != string(id) {
+			if of := rec.GetNode().GetNodeId(); of != string(id) || of == "" {
 				return fmt.Errorf("%w: the record of %q is one of %q", errDamaged, id, of)
 			}
 			all = append(all, rec)
 			return nil
 		})
 	})
-	if err != nil {
-		return records{}, nil, errors.Join(fmt.Errorf("read records %s: %w", path, err), db.Close())
+	if err = errors.Join(err, db.Close()); err != nil {
+		return nil, fmt.Errorf("read records %s: %w", path, err)
 	}
-	return records{db: db}, all, nil
+	return all, nil
+}
+
+// writeRecords replaces a file of records by a new one and opens that. After a crash the old one is there or the new one,
+// whole.
+func writeRecords(path string, all []*sutrav1.ProcessRecord) (r records, err error) {
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) { // of an agent that died here
+		return records{}, err
+	}
+	db, err := bbolt.Open(fresh, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return records{}, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, db.Close())
+		}
+	}()
+	db.MaxBatchDelay = 0
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucket(recordsBucket)
+		if err != nil {
+			return err
+		}
+		for _, rec := range all {
+			data, err := proto.Marshal(rec)
+			if err != nil {
+				return err
+			}
+			if err := b.Put([]byte(rec.GetNode().GetNodeId()), data); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return records{}, err
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return records{}, err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return records{}, err
+	}
+	defer dir.Close()
+	return records{db: db}, dir.Sync()
 }
 
 func (r records) save(rec *sutrav1.ProcessRecord) error {
