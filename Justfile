@@ -32,6 +32,37 @@ test *args:
 e2e *args:
     go test "$@" ./e2e/...
 
+# What lacks for want of rights is skipped and said, here also where SUTRA_TEST_NO_SKIP forbids it elsewhere.
+
+# Run the tests of what supervises processes as an ordinary user; only root can become one.
+unprivileged:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if ((EUID != 0)); then
+        echo "unprivileged: not run: all tests of this user are"
+        exit 0
+    fi
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    chmod 0711 "$scratch"
+    install -d -o nobody -m 0700 "$scratch/home"
+    for package in supervisor roles/agent roles/agent/nodes; do
+        binary=$scratch/${package//\//-}.test
+        go test -c -race -o "$binary" "./$package"
+        echo "unprivileged: ./$package"
+        failed=0
+        # setpriv keeps none of root's rights; the environment is the user's own.
+        (cd "$scratch/home" && env -i PATH="$PATH" HOME="$scratch/home" TMPDIR="$scratch/home" \
+            setpriv --reuid=nobody --regid=nogroup --clear-groups --inh-caps=-all --bounding-set=-all \
+            "$binary" -test.v -test.timeout=10m) >"$scratch/output" 2>&1 || failed=1
+        grep --before-context=1 '^ *--- SKIP' "$scratch/output" || true
+        if ((failed)); then
+            grep --invert-match -e '--- PASS' -e '^=== ' "$scratch/output" || true
+            echo "error: the tests of $package fail for an ordinary user" >&2
+            exit 1
+        fi
+    done
+
 # Check Go and proto sources: findings and format (gofumpt is one of golangci-lint's formatters).
 lint: _golangci_lint _buf
     {{ buf }} lint proto
@@ -105,7 +136,7 @@ bench *args:
     go test -run '^$' -bench . "$@" ./e2e/bench/...
 
 # All that CI runs, cheap checks first and the tests last.
-ci: generate-check breaking _tidy _vet _static lint (test "-race" "-count=1" "-timeout=30m")
+ci: generate-check breaking _tidy _vet _static lint unprivileged (test "-race" "-count=1" "-timeout=30m")
 
 _tidy:
     go mod tidy -diff
