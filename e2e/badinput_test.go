@@ -18,7 +18,7 @@ import (
 
 const badProfiles = `
 max_nodes = 2
-default_memory_mb = 16
+default_memory_mb = 64
 [storage.profiles.sleep]
 storage_binary = "/bin/sleep"
 args = ["100000"]

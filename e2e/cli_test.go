@@ -139,7 +139,7 @@ func TestOutput(t *testing.T) {
 		{[]string{"list-agents"}, []string{`^AGENT +HEALTH +LAST-BEAT +NODES +ENDPOINT`, `(?m)^a1 +HEALTHY +\d+s +1/2 +127\.0\.0\.1:\d+ +linux/`}, []string{`"agent_id":"a1"`, `"health":"AGENT_HEALTH_HEALTHY"`}},
 		{[]string{"list-nodes"}, []string{`^NODE +AGENT +PHASE +HEALTH +PID`, `(?m)^` + running.GetNodeId() + ` +a1 +RUNNING +READY +\d+ +\d+ +0 +\d+s +\d+s +-$`}, []string{`"node_id":"` + running.GetNodeId(), `"phase":"PHASE_RUNNING"`}},
 		{[]string{"list-nodes", "--all"}, []string{running.GetNodeId(), `(?m)^` + ended.GetNodeId() + ` +a1 +STOPPED`}, []string{ended.GetNodeId(), `"signal":"SIGTERM"`}},
-		{[]string{"node-status", "-n", running.GetNodeId()}, []string{`(?m)^phase +RUNNING \(desired RUNNING\)$`, `(?m)^source +LIVE$`, `(?m)^memory limit +16 MiB \((un)?enforced\)$`}, []string{`"source":"SOURCE_LIVE"`, `"memory_limit_mb":16`}},
+		{[]string{"node-status", "-n", running.GetNodeId()}, []string{`(?m)^phase +RUNNING \(desired RUNNING\)$`, `(?m)^source +LIVE$`, `(?m)^memory limit +64 MiB \((un)?enforced\)$`}, []string{`"source":"SOURCE_LIVE"`, `"memory_limit_mb":64`}},
 		{[]string{"node-status", "--cached", "-n", running.GetNodeId()}, []string{`(?m)^source +CACHED, observed \d+s ago: asked for$`}, []string{`"source":"SOURCE_CACHED"`}},
 		{[]string{"node-status", "-n", ended.GetNodeId()}, []string{`(?m)^phase +STOPPED`, `CACHED.*the node has ended`, `(?m)^last exit +killed by SIGTERM, \d+s ago$`}, []string{`"reason":"the node has ended"`}},
 	} {

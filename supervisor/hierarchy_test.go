@@ -207,6 +207,9 @@ func TestControllersAreHandedDown(t *testing.T) {
 			if got := tr.read("/s.service/agent/cgroup.procs"); test.moved != "" && got != "0" {
 				t.Errorf("the group of its own has %q", got)
 			}
+			if got := tr.read(test.own + "/cgroup.procs"); test.moved == "" && !strings.HasPrefix(got, strconv.Itoa(self)) {
+				t.Errorf("this process's group was written to: %q", got)
+			}
 			if test.moved == "" && exists(filepath.Join(tr.top, test.own, "agent")) {
 				t.Error("a group was made to move to")
 			}
