@@ -357,7 +357,7 @@ func TestRestartOfAnUnwellProcess(t *testing.T) {
 	}
 }
 
-func TestSuspendedIsNotTraced(t *testing.T) {
+func TestSuspendedTellsWhatASignalStopped(t *testing.T) {
 	spec, _ := fixtureSpec(t, "stop-self")
 	spec.Ready = nil
 	w := watch(t, spec)

@@ -14,6 +14,8 @@ const fields = "S 1 4242 4240 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2 3
 
 func TestParseStat(t *testing.T) {
 	want := stat{parent: 1, group: 4242, session: 4240, startTicks: 987654, cpu: 260 * time.Millisecond}
+	halted := want
+	halted.stopped = true
 	ended := want
 	ended.zombie = true
 	for name, test := range map[string]struct {
@@ -27,6 +29,8 @@ func TestParseStat(t *testing.T) {
 		"a line break":       {statLine("a\nb) S 1\n", fields), want, ""},
 		"no name":            {statLine("", fields), want, ""},
 		"a last line break":  {statLine("sleep", fields+"\n"), want, ""},
+		"a stopped one":      {statLine("sleep", "T"+fields[1:]), halted, ""},
+		"a traced one":       {statLine("sleep", "t"+fields[1:]), want, ""},
 		"a zombie":           {statLine("sleep", "Z"+fields[1:]), ended, ""},
 		"a dead one":         {statLine("sleep", "X"+fields[1:]), ended, ""},
 		"the least there is": {statLine("sleep", fields[:len(fields)-6]), want, ""},
