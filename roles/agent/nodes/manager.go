@@ -63,6 +63,10 @@ type Manager struct {
 	revision uint64            // of the last change
 	round    uint64            // of measuring what the nodes use
 	closing  bool
+	// erasing are the ids whose records are being removed, each closed when that is done.
+	erasing map[string]chan struct{}
+
+	erasures sync.WaitGroup
 }
 
 // entry is one node from its admission until it is forgotten.
@@ -71,12 +75,18 @@ type entry struct {
 	profile string // of the node
 	// launched is closed once either unit or refused is set.
 	launched chan struct{}
+	// writing holds one token; who writes the entry's record has it meanwhile. written is the version on disk, and belongs
+	// to whoever has the token.
+	writing chan struct{}
+	written uint64
 	// silent is closed once nothing of the node is left that could write to its log. Under Manager.mu.
 	silent chan struct{}
 
 	// guarded by Manager.mu
 	spec     *sutrav1.Node // replaced, never changed: what is wanted, with port and path filled in
 	record   supervisor.Record
+	version  uint64 // of spec, record and erased, as far as they are to be on disk
+	erased   bool   // nothing is to be on disk any more
 	unit     *supervisor.Unit
 	refused  *rpc.Error
 	state    supervisor.State
@@ -91,9 +101,19 @@ type entry struct {
 	files files
 }
 
+// newEntry is the entry of a node that nothing is known of but what is wanted.
+func newEntry(spec *sutrav1.Node) *entry {
+	e := &entry{
+		id: spec.GetNodeId(), profile: spec.GetProfile(), launched: make(chan struct{}), silent: make(chan struct{}),
+		writing: make(chan struct{}, 1), spec: spec, health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY,
+	}
+	e.writing <- struct{}{}
+	return e
+}
+
 // New takes up the nodes that an earlier agent of this home left running, or is to run again.
 func New(cfg Config) (*Manager, error) {
-	m := &Manager{cfg: cfg, dirty: make(chan struct{}, 1), entries: map[string]*entry{}, gone: map[string]uint64{}}
+	m := &Manager{cfg: cfg, dirty: make(chan struct{}, 1), entries: map[string]*entry{}, gone: map[string]uint64{}, erasing: map[string]chan struct{}{}}
 	var err error
 	if m.units, err = supervisor.New((*journal)(m), m.happened); err != nil {
 		return nil, err
@@ -146,6 +166,11 @@ func (m *Manager) admit(want *sutrav1.Node) (e *entry, isNew bool, err error) {
 	}
 
 	m.mu.Lock()
+	for erased := m.erasing[id]; erased != nil; erased = m.erasing[id] {
+		m.mu.Unlock()
+		<-erased
+		m.mu.Lock()
+	}
 	defer m.mu.Unlock()
 	if e = m.entries[id]; e != nil {
 		return e, false, nil
@@ -157,10 +182,7 @@ func (m *Manager) admit(want *sutrav1.Node) (e *entry, isNew bool, err error) {
 		return nil, false, misfit
 	}
 	spec.Desired = sutrav1.Desired_DESIRED_RUNNING
-	e = &entry{
-		id: id, profile: spec.GetProfile(), launched: make(chan struct{}), silent: make(chan struct{}),
-		spec: spec, health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY,
-	}
+	e = newEntry(spec)
 	m.entries[id] = e
 	m.touch(e)
 	return e, true, nil
@@ -306,7 +328,7 @@ func (m *Manager) happened(ev supervisor.Event) {
 	// What is completed stays, here and on record, until the master has written that down and has it stopped.
 	stopped := ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Stopped && !ev.State.Completed
 	if stopped {
-		m.erase(e)
+		m.eraseSoon(e)
 	}
 	m.mu.Lock()
 	told := e.awaited > 0
@@ -379,20 +401,23 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 	if e.refused != nil {
 		return nil, nil
 	}
-	// Wanted is written down before anything is done: after a crash the stop goes on.
-	m.mu.Lock()
-	spec := proto.CloneOf(e.spec)
-	spec.Desired = sutrav1.Desired_DESIRED_STOPPED
-	e.spec = spec
-	record := recordMessage(spec, e.record)
-	m.mu.Unlock()
-	if err := m.records.save(record); err != nil {
-		m.cfg.Log.Warn().Err(err).Msg("stop not written down; it is done all the same")
-	}
+	m.note(e, func() {
+		spec := proto.CloneOf(e.spec)
+		spec.Desired = sutrav1.Desired_DESIRED_STOPPED
+		e.spec = spec
+		m.touch(e) // STOPPING is news
+	})
+	// The master has written down that the node is to end. That this agent has, too, is waited for by whoever is answered,
+	// and not by the node: what was called stopped isn't started again after a crash.
+	noted := make(chan struct{})
+	go func() {
+		defer close(noted)
+		if err := m.persist(e); err != nil {
+			m.cfg.Log.Warn().Err(err).Str("node_id", id).Msg("stop not written down; it is done all the same")
+		}
+	}()
 	e.unit.Stop()
-	m.mu.Lock()
-	m.touch(e) // STOPPING is news
-	m.mu.Unlock()
+	<-noted
 	select {
 	case <-e.unit.Done():
 	case <-ctx.Done():
@@ -485,14 +510,8 @@ func (m *Manager) Close(stop bool) error {
 			m.cfg.Log.Warn().Err(err).Msg("control groups not removed")
 		}
 	}
+	m.erasures.Wait()
 	return m.records.db.Close()
-}
-
-// erase removes an entry's record. Before the entry is forgotten: what is free isn't on record any more.
-func (m *Manager) erase(e *entry) {
-	if err := m.records.remove(e.id); err != nil {
-		m.cfg.Log.Warn().Err(err).Str("node_id", e.id).Msg("record of an ended node not removed")
-	}
 }
 
 // drop erases and forgets an entry.

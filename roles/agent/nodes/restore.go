@@ -10,36 +10,13 @@ import (
 	"github.com/sutra-grid/sutra/supervisor"
 )
 
-// journal is the manager as the supervisor's journal.
-type journal Manager
-
-var _ supervisor.Journal = (*journal)(nil)
-
-// Save writes a unit's record, with what is wanted of its node.
-func (j *journal) Save(id string, r supervisor.Record) error {
-	m := (*Manager)(j)
-	m.mu.Lock()
-	e := m.entries[id]
-	if e == nil {
-		m.mu.Unlock()
-		return nil // it ended, and was forgotten, while this was on its way
-	}
-	e.record = r
-	rec := recordMessage(e.spec, r)
-	m.mu.Unlock()
-	return m.records.save(rec)
-}
-
 // restore takes up the nodes that are on record.
 func (m *Manager) restore(kept []*sutrav1.ProcessRecord) {
 	for _, rec := range kept {
 		id := rec.GetNode().GetNodeId()
-		e := &entry{
-			id: id, profile: rec.GetNode().GetProfile(), launched: make(chan struct{}), silent: make(chan struct{}),
-			spec: proto.CloneOf(rec.GetNode()), record: recordOf(rec),
-			health: sutrav1.NodeHealth_NODE_HEALTH_NOT_READY,
-			files:  files{storage: rec.GetNode().GetStoragePath(), log: m.logPath(id), logged: true},
-		}
+		e := newEntry(proto.CloneOf(rec.GetNode()))
+		e.record = recordOf(rec)
+		e.files = files{storage: rec.GetNode().GetStoragePath(), log: m.logPath(id), logged: true}
 		e.spec.Completed, e.spec.Phase = false, 0 // that is the unit's to say
 		m.logs.Watch(id)
 		m.mu.Lock()
