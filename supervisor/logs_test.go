@@ -189,7 +189,7 @@ func TestRotationAgainstAModel(t *testing.T) {
 				t.Fatal(err)
 			}
 			mode.use(t, l)
-			if err := flag.Set("rapid.checks", "40"); err != nil { // each waits for a disk
+			if err := flag.Set("rapid.checks", "25"); err != nil { // each waits for a disk
 				t.Fatal(err)
 			}
 			rapid.Check(t, func(t *rapid.T) {
@@ -293,7 +293,7 @@ func TestFlood(t *testing.T) {
 		t.Run(mode.name, func(t *testing.T) {
 			dir := t.TempDir()
 			var cut atomic.Int64
-			l, err := OpenLogs(LogsConfig{Dir: dir, UnitBudget: 64 << 20, Budget: 1 << 30, Notify: func(e LogEvent) {
+			l, err := OpenLogs(LogsConfig{Dir: dir, UnitBudget: 16 << 20, Budget: 1 << 30, Notify: func(e LogEvent) {
 				if e.Kind != LogCut {
 					t.Errorf("%+v", e)
 				}
