@@ -451,26 +451,31 @@ func TestSinceGoesByNotes(t *testing.T) {
 
 // A follower gets a line once it is whole, and what its writer left of one at the end.
 func TestFollowersGetWholeLines(t *testing.T) {
-	l, _ := smallLogs(t, t.TempDir(), 1<<30)
-	l.Watch("a")
-	ended := make(chan struct{})
-	write := func(text string) error { return appendTo(l.Path("a"), []byte(text)) }
-	if err := write("one\ntw"); err != nil {
-		t.Fatal(err)
-	}
+	path := filepath.Join(t.TempDir(), "a.log")
 	var pieces []string
-	err := l.Tail(t.Context(), "a", LogRange{Follow: true}, ended, func(c LogChunk) error {
-		pieces = append(pieces, string(c.Data))
-		switch string(c.Data) {
-		case "one\n":
-			return write("o\nthr")
-		case "two\n":
-			close(ended)
+	follower := tail{buf: make([]byte, chunkSize), send: func(c LogChunk) error { pieces = append(pieces, string(c.Data)); return nil }}
+	for _, step := range []struct {
+		text string
+		over bool
+	}{{"one\ntw", false}, {"o", false}, {"\nthr", false}, {"", true}} {
+		if err := appendTo(path, []byte(step.text)); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
-	if diff := cmp.Diff([]string{"", "one\n", "two\n", "thr"}, pieces); err != nil || diff != "" {
-		t.Errorf("%v, %s", err, diff)
+		if follower.r == nil {
+			r, err := ReadLog(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = r.Close() }) // nothing was written
+			follower.r = r
+		}
+		if _, err := follower.drain(t.Context(), step.over); err != nil {
+			t.Fatal(err)
+		}
+		pieces = append(pieces, "|")
+	}
+	if diff := cmp.Diff([]string{"one\n", "|", "|", "two\n", "|", "thr", "|"}, pieces); diff != "" {
+		t.Error(diff)
 	}
 }
 
