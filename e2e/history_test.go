@@ -83,10 +83,10 @@ func (h *history) look(ctx context.Context, g *harness.Grid, c sutrav1.GridMaste
 var oneLife = porcupine.Model{
 	Init: func() any { return "never was" },
 	Step: func(state, input, output any) (bool, any) {
-		switch d := input.(deed); {
-		case d == spawned:
+		switch input.(deed) {
+		case spawned:
 			return state == "never was", "lives"
-		case d == ended:
+		case ended:
 			return state == "lives", "is gone"
 		default:
 			return (state == "lives") == output.(bool), state

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -65,27 +66,29 @@ func grid(b *testing.B) *harness.Grid {
 	return g
 }
 
-// forkExec starts a sleep and ends it again; only the start is timed.
-func forkExec(b *testing.B, t *times) {
+// forkExec starts a sleep and ends it again as a stop does: how long its start takes, and its end.
+func forkExec(b *testing.B, started, exited *times) {
 	b.Helper()
 	cmd := exec.Command("/bin/sleep", "100000")
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	t.since(start)
-	if err := cmd.Process.Kill(); err != nil {
+	started.since(start)
+	start = time.Now()
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 		b.Fatal(err)
 	}
-	_ = cmd.Wait() // killed, as it was told
+	_ = cmd.Wait() // ended by a signal, as it was told
+	exited.since(start)
 }
 
-// BenchmarkSpawnStop: one node after the other, beside a bare fork and exec.
+// BenchmarkSpawnStop: one node after the other, beside a bare fork and exec, and beside what the process itself takes to end.
 func BenchmarkSpawnStop(b *testing.B) {
 	g := grid(b)
-	var spawn, stop, floor times
+	var spawn, stop, floor, exit times
 	for b.Loop() {
-		forkExec(b, &floor)
+		forkExec(b, &floor, &exit)
 		start := time.Now()
 		resp, err := g.Client().SpawnNode(b.Context(), &sutrav1.SpawnNodeRequest{Profile: "sleep"})
 		if err != nil {
@@ -99,6 +102,8 @@ func BenchmarkSpawnStop(b *testing.B) {
 		stop.since(start)
 	}
 	b.ReportMetric(float64(stop.quantile(.5).Microseconds()), "stop-p50-us")
+	b.ReportMetric(float64(exit.quantile(.5).Microseconds()), "exit-p50-us")
+	b.ReportMetric(float64((stop.quantile(.5) - exit.quantile(.5)).Microseconds()), "stop-beyond-exit-us")
 	spawn.report(b, floor, "forkexec")
 }
 

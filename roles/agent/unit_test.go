@@ -123,7 +123,7 @@ func TestSystemdTakesTheUnit(t *testing.T) {
 	}
 	for line := range strings.Lines(string(out)) {
 		// It looks at the host's other units as well, and before systemd 254 it doesn't know all of this one's keys.
-		if strings.Contains(line, filepath.Base(unit)) && !(strings.Contains(line, "'DelegateSubgroup'") && strings.Contains(line, "ignoring")) {
+		if strings.Contains(line, filepath.Base(unit)) && (!strings.Contains(line, "'DelegateSubgroup'") || !strings.Contains(line, "ignoring")) {
 			t.Errorf("systemd-analyze says: %s", line)
 		}
 	}

@@ -92,7 +92,7 @@ func (t *tracer) attach() error {
 			if err != nil || t.tracees[tid] {
 				continue
 			}
-			switch err := ptrace(unix.PTRACE_SEIZE, tid, 0, options); {
+			switch err := ptrace(unix.PTRACE_SEIZE, tid, options); {
 			case errors.Is(err, unix.ESRCH):
 				continue // it has ended
 			case errors.Is(err, unix.EPERM) && tracerOf(t.pid, tid) == os.Getpid(): // it came with another one
@@ -100,7 +100,7 @@ func (t *tracer) attach() error {
 				return fmt.Errorf("attach to thread %d: %w", tid, err)
 			}
 			found, t.tracees[tid] = true, true
-			_ = ptrace(unix.PTRACE_INTERRUPT, tid, 0, 0) // ESRCH: it has ended
+			_ = ptrace(unix.PTRACE_INTERRUPT, tid, 0) // ESRCH: it has ended
 		}
 	}
 	return nil
@@ -137,12 +137,12 @@ func (t *tracer) trace() error {
 			t.step(tid)
 		case event == unix.PTRACE_EVENT_EXEC:
 			delete(t.tracees, tid) // a node's process from now on
-			_ = ptrace(unix.PTRACE_DETACH, tid, 0, 0)
+			_ = ptrace(unix.PTRACE_DETACH, tid, 0)
 			continue
 		case event == 0:
 			pass = status.StopSignal()
 		}
-		_ = ptrace(unix.PTRACE_SYSCALL, tid, 0, uintptr(pass)) // ESRCH: it was killed
+		_ = ptrace(unix.PTRACE_SYSCALL, tid, uintptr(pass)) // ESRCH: it was killed
 	}
 	return nil
 }
@@ -167,8 +167,8 @@ func (t *tracer) step(tid int) {
 	}
 }
 
-func ptrace(request, tid int, addr, data uintptr) error {
-	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, data, 0, 0); errno != 0 {
+func ptrace(request, tid int, data uintptr) error {
+	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), 0, data, 0, 0); errno != 0 {
 		return errno
 	}
 	return nil

@@ -37,7 +37,7 @@ type server struct {
 
 func run(args []string) error {
 	if len(args) < 2 || args[0] != "--port" {
-		return errors.New("usage: rogue --port PORT [MISBEHAVIOUR[=N]]...")
+		return errors.New("usage: rogue --port PORT [MISBEHAVIOUR[=N]] and so on")
 	}
 	s := server{port: args[1], answers: -1}
 	for _, word := range args[2:] {
