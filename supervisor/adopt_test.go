@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -422,7 +423,20 @@ func TestJournalThatCannotTakeTheIntentStartsNothing(t *testing.T) {
 	}
 }
 
+// Where there is no group to find a process by, its identity is tried to be written before it is told ready.
 func TestJournalThatCannotTakeTheIdentityIsTold(t *testing.T) {
+	run := []string{"process started: starting", "record lost: starting", "process ready: running"}
+	cannotTakeTheIdentity(t, slices.Concat(run, []string{"process exited: starting"}, run, []string{"unit ended: stopped"})...)
+}
+
+func TestJournalThatCannotTakeTheIdentityInAGroup(t *testing.T) {
+	t.Setenv(groupsEnv, "1")
+	run := []string{"process started: starting", "process ready: running", "record lost: running"}
+	cannotTakeTheIdentity(t, slices.Concat(run, []string{"process exited: starting"}, run, []string{"unit ended: stopped"})...)
+}
+
+func cannotTakeTheIdentity(t *testing.T, want ...string) {
+	t.Helper()
 	full := errors.New("the disk is full")
 	spec := commandSpec(t, "sleep", "3600")
 	j := &memory{fail: func(n int) error {
@@ -433,17 +447,25 @@ func TestJournalThatCannotTakeTheIdentityIsTold(t *testing.T) {
 	}}
 	w := watchFrom(t, spec, j, func(s *Supervisor) (*Unit, error) { return s.Start(spec) })
 	pid := w.next().State.PID
-	if lost := w.until(RecordLost); !errors.Is(lost.Err, full) || lost.State.PID != pid || lost.ID != spec.ID {
-		t.Errorf("event %+v", lost)
+	for ready, lost := false, false; !ready || !lost; {
+		switch e := w.next(); e.Kind {
+		case ProcessReady:
+			ready = true
+		case RecordLost:
+			lost = true
+			if !errors.Is(e.Err, full) || e.State.PID != pid || e.ID != spec.ID {
+				t.Errorf("event %+v", e)
+			}
+		default:
+			t.Fatalf("event %+v", e)
+		}
 	}
 	w.kill()
-	w.until(RecordLost)
+	w.until(ProcessReady)
+	await(t, "the second identity", func() bool { return len(j.all()) >= 5 })
 	w.Stop()
 	w.end()
-	w.expect(
-		"process started: starting", "process ready: running", "record lost: running", "process exited: starting",
-		"process started: starting", "process ready: running", "record lost: running", "unit ended: stopped",
-	)
+	w.expect(want...)
 }
 
 // A restart that can't be put on record isn't made, and tried again.

@@ -12,8 +12,9 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 	u.served = false
 	serves := func() {
 		u.served = true
-		if !u.record.EverReady {
-			u.record.EverReady = true
+		// What is told ready is on record as such. Which process that is nobody waits for where its group tells.
+		if !u.record.EverReady || u.unsaved && !p.kin.group.exists() {
+			u.record.EverReady, u.unsaved = true, false
 			u.save()
 		}
 		u.update(ProcessReady, func(s *State) { s.Phase = Running })
@@ -64,8 +65,6 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 		replace(u.record.Ending) // the supervisor before had begun
 	}
 	for {
-		// Nobody waits for the disk to hear that the process serves: until the record is written, what was started is
-		// found by its control group or its mark.
 		if u.unsaved {
 			u.unsaved = false
 			u.save()

@@ -55,8 +55,20 @@ func (g group) forkExec(path string, argv []string, attr *syscall.ProcAttr, l Li
 // visit calls f in a thread that is in v1 groups meanwhile, and sees it home afterwards.
 func visit(groups, homes []string, f func() error) error {
 	done := make(chan error, 1)
-	go func() {
+	var run func()
+	run = func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The runtime never ends a process's first thread. While that is kept here, it isn't the next one's.
+			defer runtime.UnlockOSThread()
+			next := make(chan struct{})
+			go func() {
+				defer close(next)
+				run()
+			}()
+			<-next
+			return
+		}
 		var err error
 		entered := 0
 		for _, dir := range groups {
@@ -78,7 +90,8 @@ func visit(groups, homes []string, f func() error) error {
 			runtime.UnlockOSThread()
 		} // else the thread ends with this goroutine: nothing else is to run in a unit's groups
 		done <- err
-	}()
+	}
+	go run()
 	return <-done
 }
 

@@ -118,10 +118,9 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 	}
 	go func() {
 		u.emit(ProcessAdopted)
-		switch {
-		case p == nil:
+		if p == nil {
 			u.endLeftovers()
-		default:
+		} else {
 			u.unsaved = r.Identity != u.record.Identity
 		}
 		u.run(p, exit)
@@ -316,8 +315,8 @@ func (u *Unit) again() (*process, *Exit) {
 	return p, nil
 }
 
-// fork starts a process, after a record that one is about to be. Which one it is attend records: a crash in between
-// leaves one that is found by its control group or its mark.
+// fork starts a process, after a record that one is about to be. Which one it is attend records: a crash in between leaves
+// one that is found by its control group, else by its mark, if it hasn't dropped that.
 func (u *Unit) fork() (*process, error) {
 	u.record.Identity = Identity{}
 	u.record.EverReady = u.record.EverReady || u.spec.Ready == nil
