@@ -15,15 +15,16 @@ import (
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 )
 
-// countProfile numbers its lines, on through its restarts, and fills a MiB in a few seconds.
+// countProfile numbers its lines, on through its restarts. It fills an eighth of its budget in seconds, and all of it in no
+// less than half a minute: so long a follower may be held up and lose nothing.
 const countProfile = `[storage.profiles.count]
 storage_binary = "/bin/sh"
-args = ["-c", "while :; do n=$(cat n 2>/dev/null || echo 0); n=$((n+1)); echo $n >n.new; mv n.new n; printf '%05000d\n' $n; sleep .002; done"]
+args = ["-c", "while :; do n=$(cat n 2>/dev/null || echo 0); n=$((n+1)); echo $n >n.new; mv n.new n; printf '%05000d\n' $n; sleep .01; done"]
 ready = "none"
 stop_signal = "KILL"
 [logs]
-node_budget_mb = 1
-agent_budget_mb = 1
+node_budget_mb = 12
+agent_budget_mb = 12
 `
 
 // counted checks that lines are numbered without a gap, and returns the last number. A line may be missing where its
@@ -102,7 +103,7 @@ func TestFollowThroughEverything(t *testing.T) {
 		}
 		return len(parts)
 	}
-	reach("rotations", 300)
+	reach("rotations", 400)
 	if rotated() == 0 {
 		t.Error("the log wasn't rotated")
 	}

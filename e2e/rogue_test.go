@@ -1,7 +1,9 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -168,15 +170,28 @@ func asTheyAre(t *testing.T, g *harness.Grid, rogues map[string]*sutrav1.Node) m
 // flooded waits for the end of the flood, and checks that what its log holds of it is consecutive.
 func flooded(t *testing.T, g *harness.Grid, n *sutrav1.Node) {
 	t.Helper()
-	path := filepath.Join(g.Home, "agents", "agent-001", "logs", n.GetNodeId()+".log")
 	last := fmt.Sprintf("%0*d\n", floodLine-1, floodMiB<<20/floodLine-1)
 	var log []byte
 	harness.Await(t, "the last line of the flood", func() error {
-		var err error
-		if log, err = os.ReadFile(path); err == nil && !strings.HasSuffix(string(log), last) {
-			err = fmt.Errorf("the log has %d bytes", len(log))
+		stream, err := g.Client().TailLogs(t.Context(), &sutrav1.TailLogsRequest{NodeId: n.GetNodeId()})
+		if err != nil {
+			return err
 		}
-		return err
+		log = nil
+		for {
+			resp, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			log = append(log, resp.GetChunk().GetData()...)
+		}
+		if !strings.HasSuffix(string(log), last) {
+			return fmt.Errorf("the log has %d bytes", len(log))
+		}
+		return nil
 	})
 	next := -1
 	for line := range strings.Lines(string(log)) {

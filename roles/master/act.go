@@ -85,9 +85,17 @@ func (s *service) settle(ctx context.Context, rec *sutrav1.NodeRecord) error {
 
 // adopt records a node that an agent runs: this master lost its disk, or is a new one.
 func (s *service) adopt(ctx context.Context, id string) error {
-	view, ok := s.registry.Node(id, time.Now())
+	release, ok, err := s.registry.Ticket(ctx, id)
+	if err != nil {
+		return tooLate(id)
+	}
 	if !ok {
 		return nil
+	}
+	defer release()
+	view, ok := s.registry.Node(id, time.Now())
+	if !ok || view.Wanted || s.registry.Removed(id) {
+		return nil // somebody has stopped it since the plan was made
 	}
 	n := view.Node
 	agent, _ := s.registry.Callable(n.GetAgentId(), time.Now()) // where it can't be called just now, it is known all the same

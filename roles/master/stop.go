@@ -30,7 +30,14 @@ func (s *service) StopNode(ctx context.Context, req *sutrav1.StopNodeRequest) (*
 		return nil, err
 	}
 	if !view.Wanted {
-		return s.stopUnrecorded(ctx, view.Node)
+		resp, wanted, err := s.stopUnrecorded(ctx, view.Node)
+		if err != nil || !wanted {
+			return resp, err
+		}
+		// It was adopted meanwhile.
+		if view, ok = s.registry.Node(id, time.Now()); !ok {
+			return &sutrav1.StopNodeResponse{AlreadyStopped: true}, nil
+		}
 	}
 	if view.Ended {
 		return &sutrav1.StopNodeResponse{Node: view.Node, AlreadyStopped: true}, nil
@@ -66,20 +73,36 @@ func (s *service) StopNode(ctx context.Context, req *sutrav1.StopNodeRequest) (*
 }
 
 // stopUnrecorded ends a node that its agent runs and this master has no record of. Its tombstone keeps it from being
-// adopted.
-func (s *service) stopUnrecorded(ctx context.Context, node *sutrav1.Node) (*sutrav1.StopNodeResponse, error) {
-	rec := &sutrav1.NodeRecord{Node: proto.CloneOf(node), EndedAt: timestamppb.Now()}
-	if err := s.store.BuryNode(ctx, rec); err != nil {
-		return nil, persisted(err)
+// adopted. wanted tells that there is a record by now, and that nothing was done.
+func (s *service) stopUnrecorded(ctx context.Context, node *sutrav1.Node) (resp *sutrav1.StopNodeResponse, wanted bool, err error) {
+	id := node.GetNodeId()
+	release, ok, err := s.registry.Ticket(ctx, id)
+	if err != nil {
+		return nil, false, tooLate(id)
 	}
-	s.registry.Bury(rec)
+	if !ok {
+		return &sutrav1.StopNodeResponse{AlreadyStopped: true}, false, nil
+	}
+	if _, wanted := s.registry.Record(id); wanted {
+		release()
+		return nil, true, nil
+	}
+	rec := &sutrav1.NodeRecord{Node: proto.CloneOf(node), EndedAt: timestamppb.Now()}
+	err = s.store.BuryNode(ctx, rec)
+	if err == nil {
+		s.registry.Bury(rec)
+	}
+	release()
+	if err != nil {
+		return nil, false, persisted(err)
+	}
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	last, err := s.stopAtAgent(ctx, node.GetNodeId(), node.GetAgentId())
+	last, err := s.stopAtAgent(ctx, id, node.GetAgentId())
 	if err != nil {
-		return nil, rpc.AsError(err).With("node_id", node.GetNodeId())
+		return nil, false, rpc.AsError(err).With("node_id", id)
 	}
-	return &sutrav1.StopNodeResponse{Node: last, AlreadyStopped: last == nil}, nil
+	return &sutrav1.StopNodeResponse{Node: last, AlreadyStopped: last == nil}, false, nil
 }
 
 // stop has the agent end a node that is recorded as to be stopped. To call it again is safe.

@@ -217,11 +217,11 @@ func (r *Registry) Removed(id string) bool {
 	return r.tombs[id] != nil
 }
 
-// Ticket gives its holder alone the right to change a node's record on disk and here, so that
-// the two see the same changes in the same order. ok is false where there is no record, also where the
-// last holder removed it.
+// Ticket gives its holder alone the right to change what is on disk and here of a node, whether it has a record or its
+// agent alone speaks of it, so that the two see the same changes in the same order. ok is false where no such node is
+// known, also where the last holder removed it.
 func (r *Registry) Ticket(ctx context.Context, id string) (release func(), ok bool, err error) {
-	n := r.recorded(id)
+	n := r.known(id)
 	if n == nil {
 		return nil, false, nil
 	}
@@ -231,21 +231,17 @@ func (r *Registry) Ticket(ctx context.Context, id string) (release func(), ok bo
 		return nil, true, ctx.Err()
 	}
 	release = func() { n.ticket <- struct{}{} }
-	if r.recorded(id) != n {
+	if r.known(id) != n {
 		release()
 		return nil, false, nil
 	}
 	return release, true, nil
 }
 
-// recorded returns the node that has a record under this id; nil where none has.
-func (r *Registry) recorded(id string) *node {
+func (r *Registry) known(id string) *node {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if n := r.nodes[id]; n != nil && n.record != nil {
-		return n
-	}
-	return nil
+	return r.nodes[id]
 }
 
 // add makes the node of an id that isn't known yet.
