@@ -211,3 +211,20 @@ func awaitStarting(t *testing.T, g *harness.Grid, path string) (node *sutrav1.No
 	})
 	return node
 }
+
+// A spawn whose agent is just gone starts nothing, says so, and its hint leads on.
+func TestSpawnOnAKilledAgent(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	agent := g.StartAgent("a1", "")
+	agent.Kill()
+	refused(t, g, 4, "AGENT_UNREACHABLE", []string{"connection refused; nothing was started", "hint: ", "sutra list-agents"}, "spawn", "-a", "a1")
+	if r := g.Run("spawn", "-a", "a1"); strings.Contains(r.Stderr, "may still start") || strings.Contains(r.Stderr, "node-status") {
+		t.Errorf("the spawn speaks of a node: %s", r.Stderr)
+	}
+	if out := g.MustRun("list-agents"); !strings.Contains(out, "a1") {
+		t.Errorf("list-agents: %s", out)
+	}
+	nothingLeft(t, g, "a1")
+}

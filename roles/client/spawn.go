@@ -121,8 +121,14 @@ func (s *session) spawned(node *sutrav1.Node) string {
 
 // mayHaveStarted tells whether a node may run, or start yet, although its spawn failed.
 func mayHaveStarted(e *rpc.Error) bool {
-	// Without an agent no node was placed.
-	return !rpc.NoEffect(e) && e.Reason != rpc.NoAgentAvailable
+	switch {
+	case rpc.NoEffect(e), e.Reason == rpc.NoAgentAvailable: // without an agent no node was placed
+		return false
+	case e.Reason == rpc.AgentUnreachable: // the master names the node where there may be one
+		return e.Meta["node_id"] != ""
+	default:
+		return true
+	}
 }
 
 // explainSpawn adds to a spawn's error how to find what may have started.

@@ -161,6 +161,10 @@ func TestSpawnKeepsTheMastersWords(t *testing.T) {
 			rpc.Errorf(rpc.NotReadyYet, "node-1 isn't ready yet").With("node_id", "node-1").WithHint("look later"),
 			"error: node-1 isn't ready yet (NOT_READY_YET)\nhint: look later\n",
 		},
+		"nothing started": {
+			rpc.Errorf(rpc.AgentUnreachable, "can't reach agent-001; nothing was started").With("agent_id", "agent-001").WithHint("sutra list-agents"),
+			"error: can't reach agent-001; nothing was started (AGENT_UNREACHABLE)\nhint: sutra list-agents\n",
+		},
 		"named without hint": {
 			rpc.Errorf(rpc.AgentUnreachable, "agent-001 went away").With("node_id", "node-1"),
 			"error: agent-001 went away; the node may still start (request id r1) (AGENT_UNREACHABLE)\n" +

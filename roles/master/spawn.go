@@ -157,8 +157,19 @@ func (s *service) spawnReserved(ctx context.Context, r registry.Reservation) (*s
 	node, err := s.spawn(ctx, r.Record)
 	if rpc.NoEffect(err) {
 		s.undo(ctx, id)
+		err = nothingStarted(rpc.AsError(err))
 	}
 	return node, err
+}
+
+// nothingStarted completes the error of a call that never reached its agent. It names no node any more: there is none.
+func nothingStarted(e *rpc.Error) *rpc.Error {
+	if e.Reason != rpc.AgentUnreachable {
+		return e // the agent's own words, or the registry's
+	}
+	delete(e.Meta, "node_id")
+	e.Message += "; nothing was started"
+	return e.WithHint("look at the agent on its host, or choose another: sutra list-agents")
 }
 
 // detached is a context that outlives its caller's hanging up, but not its deadline.
