@@ -58,12 +58,29 @@ func (s *service) Heartbeat(_ context.Context, req *sutrav1.HeartbeatRequest) (*
 	return &sutrav1.HeartbeatResponse{WantFull: wantFull}, nil
 }
 
-func (s *service) UnregisterAgent(_ context.Context, req *sutrav1.UnregisterAgentRequest) (*sutrav1.UnregisterAgentResponse, error) {
+// UnregisterAgent: an agent that leaves no node behind is forgotten, so that nobody waits for it. One that does is OFFLINE.
+func (s *service) UnregisterAgent(ctx context.Context, req *sutrav1.UnregisterAgentRequest) (*sutrav1.UnregisterAgentResponse, error) {
 	if s.registry.Unregister(req.GetAgentId(), req.GetEpoch()) {
 		s.pool.Drop(req.GetAgentId())
 		s.log.Info().Str("agent_id", req.GetAgentId()).Msg("agent took its leave")
+		for _, a := range s.registry.Idle(0, time.Now()) {
+			if a.GetAgentId() == req.GetAgentId() {
+				s.forget(ctx, a)
+			}
+		}
 	}
 	return &sutrav1.UnregisterAgentResponse{}, nil
+}
+
+// forget removes an agent that nobody waits for. Where the store can't, prune tries again.
+func (s *service) forget(ctx context.Context, a *sutrav1.Agent) {
+	switch forgotten, err := s.store.ForgetAgent(ctx, a); {
+	case err != nil:
+		s.log.Warn().Err(err).Str("agent_id", a.GetAgentId()).Msg("agent without nodes not forgotten yet")
+	case forgotten:
+		s.registry.Forget(a, time.Now())
+		s.log.Info().Str("agent_id", a.GetAgentId()).Msg("agent without nodes is forgotten")
+	}
 }
 
 func (s *service) ListAgents(context.Context, *sutrav1.ListAgentsRequest) (*sutrav1.ListAgentsResponse, error) {

@@ -31,6 +31,8 @@ const (
 	pruneEvery = 10 * time.Minute
 	// endedFor is how long an ended node is shown; its request id is known for as long.
 	endedFor = 24 * time.Hour
+	// silentFor is how long an OFFLINE agent without nodes is shown.
+	silentFor = 24 * time.Hour
 	// tombstoneFor is how long an agent may be away and still be told that its node was removed.
 	tombstoneFor = 30 * 24 * time.Hour
 )
@@ -163,7 +165,7 @@ func (m *Master) watch(ctx context.Context) error {
 	}
 }
 
-// prune clears away what ended long ago.
+// prune clears away what ended long ago, and agents that are long gone.
 func (m *Master) prune(ctx context.Context) error {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
@@ -178,6 +180,9 @@ func (m *Master) prune(ctx context.Context) error {
 			if count > 0 {
 				m.cfg.Log.Info().Int("records", count).Msg("pruned ended nodes")
 			}
+		}
+		for _, a := range m.registry.Idle(silentFor, now) {
+			m.service.forget(ctx, a)
 		}
 		select {
 		case <-ctx.Done():

@@ -83,8 +83,11 @@ func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusReq
 	usable := false
 	for _, a := range s.registry.Agents(now) {
 		resp.AgentsByHealth[a.GetHealth().Word()]++
-		resp.MaxNodes += a.GetMaxNodes()
 		resp.SlotsTaken += a.GetNodeCount()
+		switch a.GetHealth() {
+		case sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY, sutrav1.AgentHealth_AGENT_HEALTH_DEGRADED:
+			resp.MaxNodes += a.GetMaxNodes() // nothing can be started on the others
+		}
 		switch a.GetHealth() {
 		case sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY:
 			usable = true

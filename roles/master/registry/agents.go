@@ -21,10 +21,10 @@ func (r *Registry) Claim(a *sutrav1.Agent, now time.Time) (*sutrav1.Agent, error
 	defer r.mu.Unlock()
 	id := a.GetAgentId()
 	rec := proto.CloneOf(a)
-	rec.Health, rec.LastHeartbeat, rec.NodeCount, rec.Epoch = 0, nil, 0, 1
+	rec.Health, rec.LastHeartbeat, rec.NodeCount, rec.Epoch = 0, nil, 0, r.epochs[id]+1
 	known := r.agents[id]
 	if known == nil {
-		known = &agent{live: health.NewLiveness(r.thresholds, r.awake(now))}
+		known = &agent{known: now, live: health.NewLiveness(r.thresholds, r.awake(now))}
 		r.agents[id] = known
 	}
 	for _, other := range []*sutrav1.Agent{known.info, known.claim} {
@@ -85,9 +85,48 @@ func (r *Registry) Unregister(id string, epoch uint64) bool {
 		return false
 	}
 	a.live.Left()
+	a.shown = health.Offline // no transition to tell of: it is known why
 	a.inventory = false
 	r.touch()
 	return true
+}
+
+// Idle returns the OFFLINE agents that have no node, wanted or seen, and that haven't been heard of for at least
+// silent, by id. Ended nodes need no agent.
+func (r *Registry) Idle(silent time.Duration, now time.Time) []*sutrav1.Agent {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	var idle []*sutrav1.Agent
+	for _, id := range sorted(r.agents) {
+		if a := r.agents[id]; r.idle(a, now) && now.Sub(a.known) >= silent && now.Sub(a.lastBeat) >= silent {
+			idle = append(idle, a.info)
+		}
+	}
+	return idle
+}
+
+func (r *Registry) idle(a *agent, now time.Time) bool {
+	if a.info == nil || a.claim != nil || a.live.State(r.awake(now)) != health.Offline {
+		return false
+	}
+	for _, n := range r.on[a.info.GetAgentId()] {
+		if n.seen != nil || n.busy > 0 || !n.record.GetNode().Ended() {
+			return false
+		}
+	}
+	return true
+}
+
+// Forget takes out an agent that the store has forgotten, unless it came back meanwhile.
+func (r *Registry) Forget(rec *sutrav1.Agent, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := rec.GetAgentId()
+	if a := r.agents[id]; a != nil && a.info == rec && r.idle(a, now) {
+		delete(r.agents, id)
+		r.epochs[id] = rec.GetEpoch()
+		r.touch()
+	}
 }
 
 // Beat takes in a heartbeat. wantFull asks for one with everything.

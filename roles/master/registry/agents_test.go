@@ -64,13 +64,15 @@ func TestTransitionsAreToldOnceEach(t *testing.T) {
 	g.beat(&sutrav1.HeartbeatRequest{AgentId: "a", Epoch: epoch, Sequence: 1})
 	look()
 	g.Unregister("a", epoch)
+	look() // a leave isn't told of: whoever took it in knows
+	g.beat(&sutrav1.HeartbeatRequest{AgentId: "a", Epoch: epoch, Sequence: 2})
 	look()
 	if want := []string{
 		"a unknown>healthy, last heard of 0s ago",
 		"a healthy>degraded, last heard of 15s ago",
 		"a degraded>offline, last heard of 30s ago",
 		"a offline>healthy, last heard of 0s ago",
-		"a healthy>offline, last heard of 0s ago",
+		"a offline>healthy, last heard of 0s ago",
 	}; !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -409,6 +411,72 @@ func TestUnregister(t *testing.T) {
 	if _, err := g.Claim(another(host("b")), g.now); rpc.ReasonOf(err) != rpc.AgentIDTaken {
 		t.Errorf("a leave without an epoch gave a claim away: %v", err)
 	}
+}
+
+func ids(agents []*sutrav1.Agent) []string {
+	var ids []string
+	for _, a := range agents {
+		ids = append(ids, a.GetAgentId())
+	}
+	return ids
+}
+
+// Only an agent that is OFFLINE, silent for long enough and without a node is idle.
+func TestIdleAgents(t *testing.T) {
+	g := newGrid(t)
+	g.Load([]*sutrav1.Agent{host("loaded")}, nil, nil, g.now)
+	for _, id := range []string{"bare", "ended", "wanted"} {
+		g.register(host(id))
+	}
+	g.register(host("seen"), says("s", "seen", running, 1))
+	g.Put(wants("w", "wanted"))
+	g.Put(wants("e", "ended"))
+	g.end("e", stopped)
+	g.pass(10 * time.Second)
+	g.Unregister("bare", 1)
+	wantIDs(t, ids(g.Idle(0, g.now)), "bare")
+	if left := g.Transitions(g.now); slices.ContainsFunc(left, func(t Transition) bool { return t.AgentID == "bare" }) {
+		t.Errorf("a leave is told of as a silence: %v", left)
+	}
+	wantIDs(t, ids(g.Idle(time.Minute, g.now)))
+	g.pass(50*time.Second - 1)
+	wantIDs(t, ids(g.Idle(time.Minute, g.now)))
+	g.pass(1)
+	wantIDs(t, ids(g.Idle(time.Minute, g.now)), "bare", "ended", "loaded")
+}
+
+// What an agent said before it was forgotten counts no more when it is there again.
+func TestForget(t *testing.T) {
+	g := newGrid(t)
+	g.register(host("a"))
+	old := g.register(host("a"))
+	g.Forget(old, g.now)
+	if g.state("a") != health.Healthy {
+		t.Fatal("an agent that is there was forgotten")
+	}
+	g.Unregister("a", old.GetEpoch())
+	claim, err := g.Claim(host("a"), g.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Forget(old, g.now)
+	g.Register(claim, nil, g.now)
+	if g.state("a") != health.Healthy {
+		t.Fatal("an agent was forgotten while it registered")
+	}
+	g.Unregister("a", claim.GetEpoch())
+	g.Forget(old, g.now)
+	if g.state("a") != health.Offline {
+		t.Fatal("a record that is over had the agent forgotten")
+	}
+	g.Forget(claim, g.now)
+	_, err = g.Beat(&sutrav1.HeartbeatRequest{AgentId: "a", Epoch: claim.GetEpoch(), Sequence: 9}, g.now)
+	wantReason(t, err, rpc.AgentNotRegistered)
+	if again := g.register(another(host("a"))); again.GetEpoch() <= claim.GetEpoch() || g.Unregister("a", claim.GetEpoch()) {
+		t.Errorf("it starts again in epoch %d after %d, and its old leave counts", again.GetEpoch(), claim.GetEpoch())
+	}
+	_, err = g.Beat(&sutrav1.HeartbeatRequest{AgentId: "a", Epoch: claim.GetEpoch(), Sequence: 10}, g.now)
+	wantReason(t, err, rpc.EpochSuperseded)
 }
 
 func TestRegistrationMakesWhatFailedDue(t *testing.T) {

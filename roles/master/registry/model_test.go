@@ -37,6 +37,8 @@ type modelHost struct {
 	epoch, sequence, revision uint64
 	silentSince               time.Time
 	changed                   map[string]bool // since the last beat
+	// left: it took its leave and hasn't started since; forgotten: it had no node then.
+	left, forgotten bool
 }
 
 func newModel(t *rapid.T) *model {
@@ -116,6 +118,7 @@ func (m *model) inventory(agentID string, h *modelHost) {
 func (m *model) Register(t *rapid.T) {
 	id, h := m.host(t)
 	h.epoch, h.sequence, h.revision, h.changed = h.epoch+1, 0, 0, map[string]bool{}
+	h.left, h.forgotten = false, false
 	for _, n := range sorted(h.runs) {
 		m.say(h, h.runs[n], running)
 	}
@@ -132,12 +135,15 @@ func (m *model) Register(t *rapid.T) {
 
 func (m *model) Beat(t *rapid.T) {
 	id, h := m.host(t)
-	if h.epoch == 0 {
-		_, err := m.grid.Beat(&sutrav1.HeartbeatRequest{AgentId: id}, m.now)
+	if h.epoch == 0 || h.forgotten {
+		_, err := m.grid.Beat(&sutrav1.HeartbeatRequest{AgentId: id, Epoch: h.epoch, Sequence: h.sequence + 1}, m.now)
 		if rpc.ReasonOf(err) != rpc.AgentNotRegistered {
-			t.Fatalf("an agent that never registered beats: %v", err)
+			t.Fatalf("an agent that isn't registered beats: %v", err)
 		}
 		return
+	}
+	if h.left {
+		t.Skip("it has left")
 	}
 	late := rapid.Bool().Draw(t, "late")
 	if !late {
@@ -174,6 +180,32 @@ func (m *model) Beat(t *rapid.T) {
 	}
 }
 
+// Leave: the agent stops in good order, and is forgotten where it has no node.
+func (m *model) Leave(t *rapid.T) {
+	id, h := m.host(t)
+	if h.epoch == 0 || h.left {
+		t.Skip("it isn't there")
+	}
+	m.Unregister(id, h.epoch)
+	h.left = true
+	needed := len(m.live(id)) > 0
+	for _, n := range m.seen {
+		needed = needed || n.GetAgentId() == id
+	}
+	for node := range m.open {
+		needed = needed || m.records[node].GetNode().GetAgentId() == id
+	}
+	for _, a := range m.Idle(0, m.now) {
+		if a.GetAgentId() == id {
+			m.Forget(a, m.now)
+			h.forgotten = true
+		}
+	}
+	if h.forgotten == needed {
+		t.Fatalf("%s is forgotten: %v, and its nodes are %v, %v", id, h.forgotten, m.live(id), m.seen)
+	}
+}
+
 // Reserve expects the very outcome that the model's plain rules give.
 func (m *model) Reserve(t *rapid.T) {
 	agentID, h := m.host(t)
@@ -205,7 +237,7 @@ func (m *model) Reserve(t *rapid.T) {
 		clash = clash || n.GetPort() != 0 && n.GetPort() == rec.GetNode().GetPort() ||
 			paths[0] != "" && (paths[0] == paths[1] || paths[0] == "/x" && paths[1] == "/x/y")
 	}
-	free := h.epoch > 0 && m.now.Sub(h.silentSince) < 30*time.Second && !clash && len(held) < 3 && memory <= 1000
+	free := h.epoch > 0 && !h.left && m.now.Sub(h.silentSince) < 30*time.Second && !clash && len(held) < 3 && memory <= 1000
 	if free != (err == nil) {
 		t.Fatalf("reserve %v beside %v: %v", rec, held, err)
 	}
@@ -231,7 +263,7 @@ func (m *model) Answer(t *rapid.T) {
 	id := some(t, m.records)
 	want := m.records[id].GetNode()
 	h := m.hosts[want.GetAgentId()]
-	if want.Ended() || want.GetDesired() != sutrav1.Desired_DESIRED_RUNNING || h.runs[id] != nil {
+	if want.Ended() || want.GetDesired() != sutrav1.Desired_DESIRED_RUNNING || h.runs[id] != nil || h.left {
 		t.Skip("it isn't to be started")
 	}
 	n := proto.CloneOf(want)
@@ -299,8 +331,8 @@ func (m *model) End(t *rapid.T) {
 func (m *model) Ghost(t *rapid.T) {
 	id := some(t, m.records)
 	rec := m.records[id]
-	if !rec.GetNode().Ended() || m.seen[id] != nil {
-		t.Skip("it hasn't ended, or was heard of")
+	if !rec.GetNode().Ended() || m.seen[id] != nil || m.hosts[rec.GetNode().GetAgentId()].forgotten {
+		t.Skip("it hasn't ended, or was heard of, or nobody is there to speak")
 	}
 	n := says(id, rec.GetNode().GetAgentId(), running, 0)
 	n.Port = rec.GetNode().GetPort()
@@ -439,7 +471,7 @@ func TestRegistryFollowsTheModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(t)
 		t.Repeat(map[string]func(*rapid.T){
-			"": m.Check, "register": m.Register, "beat": m.Beat, "reserve": m.Reserve, "reserve more": m.Reserve,
+			"": m.Check, "register": m.Register, "leave": m.Leave, "beat": m.Beat, "reserve": m.Reserve, "reserve more": m.Reserve,
 			"answer": m.Answer, "lose": m.Lose, "crash": m.Crash, "stop": m.Stop, "end": m.End, "ghost": m.Ghost,
 			"undo": m.Undo, "done": m.Done, "remove": m.Remove, "prune": m.Prune, "trouble": m.Trouble, "pass": m.Pass,
 		})

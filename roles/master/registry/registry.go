@@ -25,6 +25,7 @@ type Registry struct {
 
 	mu       sync.RWMutex // guards what follows; no I/O under it
 	agents   map[string]*agent
+	epochs   map[string]uint64 // of agents that were forgotten: a later start's is higher, so that nothing said before counts again
 	nodes    map[string]*node
 	on       map[string]map[string]*node // the same nodes, by agent: most questions are about one agent's
 	tombs    map[string]*sutrav1.NodeRecord
@@ -40,6 +41,7 @@ type agent struct {
 	live health.Liveness
 	// shown is the health that Transitions last told of.
 	shown    health.State
+	known    time.Time // since when this master knows of it
 	lastBeat time.Time // the last one's arrival, a registration included; zero before
 	sequence uint64    // of the last beat in the epoch that is in force
 	// inventory: everything that the agent runs is known, since it registered or beat in full in the epoch that is in force.
@@ -73,7 +75,7 @@ type node struct {
 func New(t health.Thresholds) *Registry {
 	return &Registry{
 		thresholds: t, changed: make(chan struct{}, 1),
-		agents: map[string]*agent{}, nodes: map[string]*node{}, on: map[string]map[string]*node{}, tombs: map[string]*sutrav1.NodeRecord{}, requests: map[string]string{},
+		agents: map[string]*agent{}, epochs: map[string]uint64{}, nodes: map[string]*node{}, on: map[string]map[string]*node{}, tombs: map[string]*sutrav1.NodeRecord{}, requests: map[string]string{},
 	}
 }
 
@@ -83,7 +85,7 @@ func (r *Registry) Load(agents []*sutrav1.Agent, nodes, tombstones []*sutrav1.No
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, a := range agents {
-		r.agents[a.GetAgentId()] = &agent{info: a, live: health.NewLiveness(r.thresholds, r.awake(now))}
+		r.agents[a.GetAgentId()] = &agent{info: a, known: now, live: health.NewLiveness(r.thresholds, r.awake(now))}
 	}
 	for _, rec := range nodes {
 		r.put(rec)

@@ -126,6 +126,20 @@ func (s *Store) SaveAgent(ctx context.Context, a *sutrav1.Agent) error {
 	return nil
 }
 
+// ForgetAgent removes an agent's record, unless a newer one took its place meanwhile.
+func (s *Store) ForgetAgent(ctx context.Context, a *sutrav1.Agent) (forgotten bool, err error) {
+	put, err := putOp(agentPrefix, a.GetAgentId(), a)
+	if err == nil {
+		key := string(put.KeyBytes())
+		forgotten, err = s.commit(ctx,
+			[]clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", string(put.ValueBytes()))}, clientv3.OpDelete(key))
+	}
+	if err != nil {
+		return false, fmt.Errorf("forget agent %q: %w", a.GetAgentId(), err)
+	}
+	return forgotten, nil
+}
+
 // SaveNode writes a node's record, whether new or changed, as durably as SaveAgent.
 func (s *Store) SaveNode(ctx context.Context, n *sutrav1.NodeRecord) error {
 	put, err := putOp(nodePrefix, n.GetNode().GetNodeId(), n)

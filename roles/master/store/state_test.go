@@ -93,6 +93,30 @@ func TestStateSurvivesRestart(t *testing.T) {
 	}
 }
 
+// An agent is forgotten only as the one that was judged.
+func TestForgetAgent(t *testing.T) {
+	s := open(t, home(t))
+	ctx := t.Context()
+	first, second := &sutrav1.Agent{AgentId: "a", Epoch: 1}, &sutrav1.Agent{AgentId: "a", Epoch: 2}
+	for _, a := range []*sutrav1.Agent{first, second, {AgentId: "b"}} {
+		if err := s.SaveAgent(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		agent *sutrav1.Agent
+		want  bool
+	}{{first, false}, {second, true}, {second, false}} {
+		if got, err := s.ForgetAgent(ctx, step.agent); err != nil || got != step.want {
+			t.Errorf("forget %v: %v, %v", step.agent, got, err)
+		}
+	}
+	wantState(t, s, State{Agents: []*sutrav1.Agent{{AgentId: "b"}}})
+	if _, err := s.ForgetAgent(ctx, &sutrav1.Agent{}); err == nil {
+		t.Error("an agent without an id is forgotten")
+	}
+}
+
 func TestRecordsThatCantBeSaved(t *testing.T) {
 	s := open(t, home(t))
 	ctx := t.Context()
