@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -127,6 +128,13 @@ func TestTwoAgentsWithOneID(t *testing.T) {
 	refused(t, g, 7, "AGENT_ID_TAKEN", []string{"a1", "another process has it", fmt.Sprintf("pid %d", first.PID()), "hint: "}, "agent", "--config", file)
 	refusedAtStart(t, g, 7, []string{"agent id a1 is taken", "(AGENT_ID_TAKEN)", "hint: give this agent another agent_id"},
 		"agent", "--config", file, "--home", elsewhere)
+	instance, err := os.ReadFile(filepath.Join(elsewhere, "agents", "a1", "instance_id"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if groups := harness.AgentGroups(string(instance)); len(groups) > 0 {
+		t.Errorf("a refused agent left the control groups %v", groups)
+	}
 	if now := g.AwaitNode(node.GetNodeId(), "to be as before", func(*sutrav1.Node) bool { return true }); now.GetPid() != node.GetPid() {
 		t.Errorf("the refused agents changed the node: %v", now)
 	}

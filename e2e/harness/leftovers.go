@@ -25,6 +25,7 @@ func (g *Grid) end() {
 			a.Stop()
 		}
 	}
+	orderly := !slices.ContainsFunc(g.agents, func(a *Process) bool { return a.Wait() < 0 })
 	wanted, instances := map[string]bool{}, g.Instances()
 	if g.master != nil && g.master.Running() {
 		g.master.Signal(syscall.SIGCONT)
@@ -55,6 +56,10 @@ func (g *Grid) end() {
 		return nil
 	})
 	for instance := range instances {
+		// An agent that was killed leaves its group.
+		if groups := AgentGroups(instance); orderly && len(groups) > 0 && len(NodeGroups(g.t, instance)) == 0 {
+			g.t.Errorf("control groups %v were left behind without a node", groups)
+		}
 		for _, group := range NodeGroups(g.t, instance) {
 			if !wanted[filepath.Base(group)] {
 				g.t.Errorf("control group %s was left behind", group)
