@@ -63,6 +63,29 @@ func TestNoMaster(t *testing.T) {
 	t.Cleanup(func() { _ = web.Close() })
 	webAt := l.Addr().String()
 
+	bare, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := grpc.NewServer()
+	go func() { _ = other.Serve(bare) }()
+	t.Cleanup(other.Stop)
+	h2, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	web2 := &http.Server{Handler: http.NotFoundHandler(), Protocols: new(http.Protocols)}
+	web2.Protocols.SetUnencryptedHTTP2(true)
+	go func() { _ = web2.Serve(h2) }()
+	t.Cleanup(func() { _ = web2.Close() })
+	elsewhere := harness.New(t)
+	elsewhere.StartMaster()
+	elsewhere.StartAgent("a1", "")
+	agents, err := elsewhere.Client().ListAgents(t.Context(), &sutrav1.ListAgentsRequest{})
+	if err != nil || len(agents.GetAgents()) != 1 {
+		t.Fatalf("agents %v, %v", agents, err)
+	}
+
 	port := func(at string) string { return "ss -ltnp 'sport = :" + at[strings.LastIndex(at, ":")+1:] + "'" }
 	type wrong struct {
 		code   int
@@ -83,7 +106,10 @@ func TestNoMaster(t *testing.T) {
 			append(args, "--master", nobody),
 		})
 	}
-	for at, why := range map[string]string{hangsUp: "closed the connection at once", banner: "doesn't speak gRPC", webAt: "doesn't speak gRPC"} {
+	for at, why := range map[string]string{
+		hangsUp: "closed the connection at once", banner: "doesn't speak gRPC", webAt: "doesn't speak gRPC", h2.Addr().String(): "doesn't speak gRPC",
+		bare.Addr().String(): "is another gRPC service", agents.GetAgents()[0].GetEndpoint(): "is another gRPC service",
+	} {
 		for _, verb := range []string{"status", "spawn", "stop -n x"} {
 			args := strings.Fields(verb)
 			cases = append(cases, wrong{

@@ -71,7 +71,7 @@ func (c *Channel) Invoke(ctx context.Context, method string, args, reply any, op
 			c.metrics.retries.WithLabelValues(method).Inc()
 		}
 		last = c.link.invoke(ctx, method, args, reply, opts...)
-		unsent = unsent && undialed(last)
+		unsent = unsent && (undialed(last) || foreign(last))
 		if last != nil && policy.RetrySafe && transient(last) {
 			return retry.RetryableError(last)
 		}
@@ -93,6 +93,16 @@ func (c *Channel) Invoke(ctx context.Context, method string, args, reply any, op
 func undialed(err error) bool {
 	return errors.Is(err, errClosed) || broken(err) &&
 		strings.HasPrefix(status.Convert(err).Message(), `connection error: desc = "transport: Error while dialing`)
+}
+
+// foreign tells whether what answered serves something else: another gRPC service, or no gRPC at all.
+func foreign(err error) bool {
+	s, ok := status.FromError(err)
+	if !ok || s.Code() == codes.OK || answered(err) {
+		return false
+	}
+	return strings.HasPrefix(s.Message(), "unknown service ") || strings.Contains(s.Message(), "unexpected HTTP status code") ||
+		strings.Contains(s.Message(), "unexpected content-type")
 }
 
 // NewStream opens a stream. Streams aren't retried: only their caller knows from where.
@@ -143,6 +153,9 @@ func (c *Channel) explain(err error) *Error {
 		return AsError(err)
 	}
 	e := AsError(err)
+	if foreign(err) {
+		e.code = codes.Unavailable // whatever it answered: who was called isn't there
+	}
 	switch e.Code() {
 	case codes.Unavailable:
 		e.Reason, e.code = c.unreachable, codes.Unavailable
@@ -200,6 +213,8 @@ func cause(message string) string {
 		return "what listens there doesn't answer"
 	case has("server preface") || has("not a settings frame") || has("unexpected HTTP status code") || has("unexpected content-type"):
 		return "what listens there doesn't speak gRPC"
+	case has("unknown service "):
+		return "what listens there is another gRPC service"
 	case has("connection is closing") || has("error reading from server"):
 		return "the connection broke"
 	}

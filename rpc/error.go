@@ -42,7 +42,7 @@ type Error struct {
 
 	// code is kept from a status that came without a reason of the grid's.
 	code codes.Code
-	// unsent: no attempt got as far as a connection. The caller's own knowledge; it doesn't travel.
+	// unsent: no attempt got as far as a connection to one who could have done it. The caller's own knowledge; it doesn't travel.
 	unsent bool
 }
 

@@ -72,7 +72,7 @@ func TestWhoAnswersInsteadOfTheMaster(t *testing.T) {
 		},
 		"HTTP/2": {
 			func(t *testing.T) string { return serveHTTP(t, true) },
-			Unimplemented, codes.Unimplemented, "what answers at AT isn't the master: what listens there doesn't speak gRPC", false,
+			MasterUnreachable, codes.Unavailable, "can't reach the master at AT: what listens there doesn't speak gRPC", true,
 		},
 		"SSH": {
 			func(t *testing.T) string { return serveRaw(t, says("SSH-2.0-OpenSSH_9.6\r\n")) },
@@ -88,7 +88,7 @@ func TestWhoAnswersInsteadOfTheMaster(t *testing.T) {
 		},
 		"another gRPC server": {
 			func(t *testing.T) string { return serve(t, grpc.NewServer(), anyPort).endpoint },
-			Unimplemented, codes.Unimplemented, "what answers at AT isn't the master: unknown service sutra.v1.GridMaster", false,
+			MasterUnreachable, codes.Unavailable, "can't reach the master at AT: what listens there is another gRPC service", true,
 		},
 		"no port": {
 			func(*testing.T) string { return "localhost" },
