@@ -121,13 +121,9 @@ func Lock(path string) (unlock func() error, err error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	// The lock is the kernel's; the pid in the file only helps whoever is refused.
-	err = f.Truncate(0)
-	if err == nil {
-		_, err = fmt.Fprintln(f, os.Getpid())
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("write lock: %w", err), f.Close())
+	// The lock is the kernel's. The pid in the file only helps whoever is refused: a full disk keeps nobody from starting.
+	if err := f.Truncate(0); err == nil {
+		_, _ = fmt.Fprintln(f, os.Getpid())
 	}
 	return f.Close, nil
 }

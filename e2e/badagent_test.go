@@ -107,11 +107,22 @@ func TestSecondMaster(t *testing.T) {
 	t.Parallel()
 	g := harness.New(t)
 	first := g.StartMaster()
-	refusedAtStart(t, g, 1, []string{"a master already runs in", fmt.Sprintf("process %d", first.PID()), "choose another home"},
+	refused(t, g, 7, "PATH_IN_USE", []string{"a master already runs in", fmt.Sprintf("pid %d", first.PID()), "hint: ", "--home FOLDER"},
 		"master", "--listen", "127.0.0.1:0", "--http", "off")
 	if out := g.MustRun("status"); !strings.Contains(out, g.Endpoint) {
 		t.Errorf("after the second master's start status says:\n%s", out)
 	}
+}
+
+// One storage path has one server.
+func TestSecondStorageServer(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	g.StartAgent("a1", "")
+	node := g.Spawn(&sutrav1.SpawnNodeRequest{})
+	refused(t, g, 7, "PATH_IN_USE", []string{node.GetStoragePath(), "another server has it open", "hint: ", "choose another path"},
+		"storage", "--port", fmt.Sprint(g.FreePort()), "--storage-path", node.GetStoragePath())
 }
 
 // Two agents with one id: the second is refused while the first lives, on the same home and on another, and

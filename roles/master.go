@@ -17,7 +17,7 @@ func masterCommand(s *client.Streams, version string) *cli.Command {
 		Usage: "run the master of a grid",
 		Description: "Keeps its state under HOME/master and needs nothing else. Agents and clients call it on --listen.\n\n" +
 			"   sutra master\n   sutra master --listen 10.0.0.10:7000 --http off\n\n" +
-			"Exit codes: 0 stopped by a signal, 1 failed, 2 usage.",
+			"Exit codes: 0 stopped by a signal, 1 failed, 2 usage, 7 the address or the home is taken.",
 		Flags: append(homeFlag(),
 			&cli.StringFlag{Name: "listen", Usage: "gRPC `ADDRESS`; port 0 takes any free one", Value: "0.0.0.0:7000"},
 			&cli.StringFlag{Name: "http", Usage: "`ADDRESS` of /metrics and /healthz, or off", Value: "127.0.0.1:7080"},

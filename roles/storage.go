@@ -17,7 +17,7 @@ func storageCommand(s *client.Streams) *cli.Command {
 		Description: "Agents start it for nodes whose profile names no storage_binary; by hand it is for trying out.\n\n" +
 			"   sutra storage --port 50051 --storage-path /tmp/kv\n" +
 			"   curl -T file localhost:50051/kv/KEY; curl localhost:50051/kv/KEY; curl 'localhost:50051/kv?prefix=K&limit=10'\n\n" +
-			"A PUT that was answered is on disk. Exit codes: 0 stopped by a signal, 1 failed, 2 usage.",
+			"A PUT that was answered is on disk. Exit codes: 0 stopped by a signal, 1 failed, 2 usage, 7 port or path taken.",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "port", Usage: "TCP `PORT`, on all addresses", DefaultText: "none: it must be given"},
 			&cli.StringFlag{Name: "storage-path", Usage: "`FOLDER` of the data"},

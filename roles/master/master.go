@@ -4,6 +4,7 @@ package master
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -68,6 +69,10 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 		return nil, err
 	}
 	st, err := store.Open(ctx, store.Config{Dir: filepath.Join(cfg.Home, "master"), Log: cfg.Log})
+	if errors.Is(err, config.ErrLocked) {
+		return nil, rpc.Errorf(rpc.PathInUse, "%v", err).With("home", cfg.Home).
+			WithHint("stop that one, or choose another home for this one: sutra master --home FOLDER")
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/sutra-grid/sutra/rpc"
 )
 
 const (
@@ -50,7 +52,8 @@ func openStore(folder string) (*store, error) {
 	db, err := openDB(file)
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("open store %s: another server has it open: stop that one, or choose another path", file)
+		return nil, rpc.Errorf(rpc.PathInUse, "open store %s: another server has it open", file).With("storage_path", folder).
+			WithHint("stop that one, or choose another path")
 	case errors.Is(err, errDamaged):
 		return nil, fmt.Errorf("open store %s: %w: put a copy of it back, or move it away to start empty", file, err)
 	case err != nil:

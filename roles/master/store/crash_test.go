@@ -157,7 +157,7 @@ func TestSecondMasterIsRefused(t *testing.T) {
 	}
 
 	_, err = Open(t.Context(), Config{Dir: dir, Log: zerolog.Nop()})
-	want := fmt.Sprintf("process %d holds", cmd.Process.Pid)
+	want := fmt.Sprintf("another process has it, pid %d", cmd.Process.Pid)
 	if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("got %v, want it to say %q and %s", err, want, dir)
 	}
@@ -165,7 +165,7 @@ func TestSecondMasterIsRefused(t *testing.T) {
 	kill()
 	s := open(t, dir)
 	_, err = Open(t.Context(), Config{Dir: dir, Log: zerolog.Nop()})
-	if want := fmt.Sprintf("process %d holds", os.Getpid()); err == nil || !strings.Contains(err.Error(), want) {
+	if want := fmt.Sprintf("another process has it, pid %d", os.Getpid()); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("second Open in one process: got %v, want it to say %q", err, want)
 	}
 	if err := s.SaveNode(t.Context(), node("node-a")); err != nil {

@@ -53,7 +53,7 @@ func (s *Store) etcdConfig(log zerolog.Logger) *embed.Config {
 // met a fatal error after it began to run, or still hangs in its start, it keeps the lock.
 func (s *Store) start(ctx context.Context, log zerolog.Logger) error {
 	if err := s.checkHome(); err != nil {
-		s.lock.release()
+		_ = s.unlock()
 		return err
 	}
 	type result struct {
@@ -68,12 +68,12 @@ func (s *Store) start(ctx context.Context, log zerolog.Logger) error {
 	select {
 	case r := <-started:
 		if r.err != nil {
-			s.lock.release()
+			_ = s.unlock()
 			return s.explain(r.err)
 		}
 		s.etcd = r.etcd
 	case <-s.fatal.failed():
-		s.lock.release()
+		_ = s.unlock()
 		return s.explain(s.fatal.err())
 	case <-ctx.Done():
 		// etcd's start can't be interrupted: it is undone once it is through.
@@ -81,7 +81,7 @@ func (s *Store) start(ctx context.Context, log zerolog.Logger) error {
 			select {
 			case r := <-started:
 				if r.err != nil {
-					s.lock.release()
+					_ = s.unlock()
 					return
 				}
 				s.etcd = r.etcd

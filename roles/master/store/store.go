@@ -15,6 +15,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"github.com/sutra-grid/sutra/config"
 )
 
 // Config says where the state lives.
@@ -34,7 +36,7 @@ type Store struct {
 	dir     string
 	minFree uint64
 	gridID  string
-	lock    *dirLock
+	unlock  func() error // gives the home back
 	etcd    *embed.Etcd
 	client  *clientv3.Client
 	fatal   *fatalHook
@@ -43,7 +45,7 @@ type Store struct {
 	closeErr  error
 }
 
-// Open locks c.Dir against a second master, starts etcd in it and waits until it answers.
+// Open locks c.Dir against a second master (the error is config.ErrLocked), starts etcd in it and waits until it answers.
 // A fresh home gets a new grid id.
 //
 // After a failed Open the process should end: where etcd gave up half-way, its
@@ -58,12 +60,15 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open store: make the master's home: %w; let this user write there, or choose another home", err)
 	}
-	lock, err := lockDir(c.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
+	unlock, err := config.Lock(filepath.Join(c.Dir, "lock"))
+	switch {
+	case errors.Is(err, config.ErrLocked):
+		return nil, fmt.Errorf("open store: a master already runs in %s: %w", c.Dir, err)
+	case err != nil:
+		return nil, fmt.Errorf("open store: lock the master's home: %w; let this user write there, or choose another home", err)
 	}
 	s := &Store{
-		dir: c.Dir, minFree: c.MinFreeBytes, lock: lock,
+		dir: c.Dir, minFree: c.MinFreeBytes, unlock: unlock,
 		fatal: newFatalHook(),
 	}
 	if err := s.start(ctx, c.Log); err != nil {
@@ -133,7 +138,7 @@ func (s *Store) stopEtcd() {
 	}()
 	select {
 	case <-stopped:
-		s.lock.release()
+		_ = s.unlock()
 	case <-s.fatal.failed():
 	}
 }
