@@ -180,7 +180,7 @@ func TestOutput(t *testing.T) {
 	refused(t, g, 2, "USAGE", []string{`no verb "frobnicate"`, "sutra --help"}, "frobnicate")
 	refused(t, g, 2, "USAGE", []string{`no verb "nope"`, "sutra --help"}, "help", "nope")
 	refused(t, g, 2, "USAGE", []string{"sutra storage needs --port", "hint: sutra storage --port"}, "storage")
-	refused(t, g, 2, "USAGE", []string{"--port 0 is no port", "1-65535"}, "storage", "--port", "0", "--storage-path", g.Dir)
+	refused(t, g, 2, "USAGE", []string{"--port 0 is no port", "1024-65535"}, "storage", "--port", "0", "--storage-path", g.Dir)
 	refused(t, g, 2, "USAGE", []string{"--master is empty", "sutra status --help"}, "status", "--master", "")
 	refused(t, g, 2, "USAGE", []string{"unknown flag --bogus", "sutra --help"}, "--bogus", "status")
 	refused(t, g, 2, "USAGE", []string{"unknown flag --bogus", "sutra status --help"}, "status", "--bogus")

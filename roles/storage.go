@@ -6,8 +6,10 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
+	"github.com/sutra-grid/sutra/config"
 	"github.com/sutra-grid/sutra/roles/client"
 	"github.com/sutra-grid/sutra/roles/storage"
+	"github.com/sutra-grid/sutra/rpc"
 )
 
 func storageCommand(s *client.Streams) *cli.Command {
@@ -31,8 +33,8 @@ func storageCommand(s *client.Streams) *cli.Command {
 			if !c.IsSet("port") || !c.IsSet("storage-path") {
 				return &client.UsageError{Message: "sutra storage needs --port and --storage-path", Hint: example}
 			}
-			if port := c.Int("port"); port < 1 || port > 65535 {
-				return &client.UsageError{Message: fmt.Sprintf("--port %d is no port that a server could be reached at", port), Hint: "choose one of 1-65535: " + example}
+			if err := refuseOddNode(c, example); err != nil {
+				return err
 			}
 			l, err := listen("the storage server", fmt.Sprintf(":%d", c.Int("port")), "--port PORT")
 			if err != nil {
@@ -48,4 +50,23 @@ func storageCommand(s *client.Streams) *cli.Command {
 			return srv.Run(c.Context)
 		},
 	}
+}
+
+// refuseOddNode refuses what no agent would run a node with.
+func refuseOddNode(c *cli.Context, example string) error {
+	port, path := c.Int("port"), c.String("storage-path")
+	if why := rpc.CheckPort(port); why != "" {
+		return &client.UsageError{
+			Message: fmt.Sprintf("--port %d %s", port, why), Hint: fmt.Sprintf("choose one of %d-%d: %s", rpc.MinPort, rpc.MaxPort, example),
+		}
+	}
+	if e := rpc.AsError(rpc.CheckStoragePath(path)); e != nil {
+		return &client.UsageError{Message: fmt.Sprintf("--storage-path %q %s", path, e.Violations[0].Description), Hint: example}
+	}
+	if id := c.String("node-id"); c.IsSet("node-id") {
+		if err := config.ValidID("--node-id", id); err != nil {
+			return &client.UsageError{Message: err.Error(), Hint: example + " --node-id kv-1"}
+		}
+	}
+	return nil
 }

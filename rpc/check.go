@@ -34,6 +34,25 @@ func CheckStoragePath(path string) error {
 	return Invalid(Violation{"storage_path", why}).With("storage_path", path)
 }
 
+const (
+	// MinPort and MaxPort bound the ports that a node may have.
+	MinPort = 1024
+	MaxPort = 65535
+)
+
+// CheckPort says what is wrong with a node's port; empty where nothing is.
+func CheckPort(port int) (why string) {
+	switch {
+	case port == 0:
+		return "is no port that a node could be reached at"
+	case port < 0 || port > MaxPort:
+		return "is out of range"
+	case port < MinPort:
+		return "is privileged: only root may listen there"
+	}
+	return ""
+}
+
 // Invalid is the error of a request with fields that can't be right.
 func Invalid(violations ...Violation) *Error {
 	said := make([]string, len(violations))

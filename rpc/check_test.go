@@ -54,6 +54,16 @@ func TestCheckStoragePath(t *testing.T) {
 	}
 }
 
+func TestCheckPort(t *testing.T) {
+	for port, want := range map[int]string{
+		-1: "out of range", 0: "no port", 80: "privileged", 1023: "privileged", 1024: "", 50051: "", 65535: "", 65536: "out of range",
+	} {
+		if why := CheckPort(port); !strings.Contains(why, want) || (why == "") != (want == "") {
+			t.Errorf("%d: %q, want %q", port, why, want)
+		}
+	}
+}
+
 func TestInvalid(t *testing.T) {
 	e := Invalid(Violation{"port", "is privileged"}, Violation{"agent_id", "is empty"})
 	if e.Message != "port is privileged; agent_id is empty" || e.Code() != codes.InvalidArgument || len(e.Violations) != 2 {

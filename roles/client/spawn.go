@@ -13,11 +13,6 @@ import (
 	"github.com/sutra-grid/sutra/rpc"
 )
 
-const (
-	minPort = 1024
-	maxPort = 65535
-)
-
 func (c *client) spawnCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "spawn",
@@ -63,19 +58,10 @@ func spawn(cctx *cli.Context, s *session) error {
 func spawnRequest(cctx *cli.Context) (*sutrav1.SpawnNodeRequest, error) {
 	port := cctx.Int("port")
 	if cctx.IsSet("port") {
-		why := ""
-		switch {
-		case port == 0:
-			why = "is no port that a node could be reached at"
-		case port < 0 || port > maxPort:
-			why = "is out of range"
-		case port < minPort:
-			why = "is privileged: only root may listen there"
-		}
-		if why != "" {
+		if why := rpc.CheckPort(port); why != "" {
 			return nil, &UsageError{
 				Message: fmt.Sprintf("--port %d %s", port, why),
-				Hint:    fmt.Sprintf("choose one of %d-%d, or leave --port out and the agent picks a free one", minPort, maxPort),
+				Hint:    fmt.Sprintf("choose one of %d-%d, or leave --port out and the agent picks a free one", rpc.MinPort, rpc.MaxPort),
 			}
 		}
 	}

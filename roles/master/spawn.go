@@ -73,12 +73,10 @@ func checkSpawn(req *sutrav1.SpawnNodeRequest) error {
 	if req.GetProfile() != "" {
 		bad.id("profile", req.GetProfile())
 	}
-	switch port := req.GetPort(); {
-	case port == 0:
-	case port < 1024:
-		bad.add("port", "%d is privileged; take one from 1024 to 65535", port)
-	case port > 65535:
-		bad.add("port", "%d is no port; take one from 1024 to 65535", port)
+	if port := req.GetPort(); port != 0 {
+		if why := rpc.CheckPort(int(port)); why != "" {
+			bad.add("port", "%d %s; take one from %d to %d", port, why, rpc.MinPort, rpc.MaxPort)
+		}
 	}
 	if req.GetStoragePath() != "" {
 		if e := rpc.AsError(rpc.CheckStoragePath(req.GetStoragePath())); e != nil {
