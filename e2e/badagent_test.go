@@ -63,6 +63,36 @@ func TestRefusedAgentFiles(t *testing.T) {
 	absent(t, g.Home)
 }
 
+// An agent starts with binaries that it couldn't run, and says so of each profile; one that is installed later is run.
+func TestUnusableBinaries(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	missing, plain := filepath.Join(g.Dir, "missing"), writeFile(t, filepath.Join(g.Dir, "plain"), "#!/bin/sh\n", 0o600)
+	profile := func(name, binary string) string {
+		return fmt.Sprintf("\n[storage.profiles.%s]\nstorage_binary = %q\nargs = []\nready = \"none\"\n", name, binary)
+	}
+	agent := g.StartAgent("a1", profile("later", missing)+profile("plain", plain)+profile("good", "/bin/sh"))
+	var warned []string
+	for line := range strings.Lines(string(agent.Log())) {
+		if strings.Contains(line, "no node of that profile can be started") {
+			warned = append(warned, line)
+		}
+	}
+	if len(warned) != 2 {
+		t.Fatalf("warnings: %q", warned)
+	}
+	for i, words := range [][]string{{"later", missing, "doesn't exist"}, {"plain", plain, "isn't executable"}} {
+		for _, w := range append(words, `"level":"warn"`, "hint") {
+			if !strings.Contains(warned[i], w) {
+				t.Errorf("the warning doesn't say %q: %s", w, warned[i])
+			}
+		}
+	}
+	writeFile(t, missing, "#!/bin/sh\nexec sleep 100000\n", 0o700)
+	g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "later"})
+}
+
 // Addresses that are taken: each role names the address, its holder's finder and the setting, and makes nothing.
 func TestAddressInUse(t *testing.T) {
 	t.Parallel()

@@ -167,6 +167,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Str("listen", a.cfg.Listener.Addr().String()).Str("advertise", a.self.GetEndpoint()).
 		Int("max_nodes", a.cfg.File.MaxNodes).Msg("agent listening")
 	nodes.WarnOfPorts(log, a.cfg.File.BasePort, a.cfg.File.MaxNodes)
+	a.nodes.WarnOfBinaries()
 	a.notify(daemon.SdNotifyReady) // New has taken the nodes up, and callers wait in the listener's queue
 
 	group.Go(func() error { return a.link.run(talking) })

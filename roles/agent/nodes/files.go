@@ -3,8 +3,10 @@ package nodes
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -134,4 +136,15 @@ func (m *Manager) binary(p profile) (string, error) {
 		return "", bad("isn't executable")
 	}
 	return path, nil
+}
+
+// WarnOfBinaries names the profiles whose binary couldn't be run now. It may be installed later: a spawn looks again.
+func (m *Manager) WarnOfBinaries() {
+	for _, name := range slices.Sorted(maps.Keys(m.cfg.Profiles)) {
+		if _, err := m.binary(m.cfg.Profiles[name]); err != nil {
+			e := rpc.AsError(err)
+			m.cfg.Log.Warn().Str("profile", name).Str("storage_binary", m.cfg.Profiles[name].StorageBinary).Str("hint", e.Hint).
+				Msg(e.Message + "; until that is mended, no node of that profile can be started")
+		}
+	}
 }
