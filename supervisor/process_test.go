@@ -24,6 +24,10 @@ func TestProcessStartsClean(t *testing.T) {
 	w := watch(t, spec)
 	pid := w.next().State.PID
 
+	// Between the fork's end and the program's start the kernel has neither to show.
+	await(t, "the process to have a command line and an environment", func() bool {
+		return procFile(t, pid, "cmdline") != "" && procFile(t, pid, "environ") != ""
+	})
 	if got, want := procFile(t, pid, "cmdline"), "sleep\x003600\x00"; got != want {
 		t.Errorf("command line %q, want %q", got, want)
 	}
