@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -187,6 +188,8 @@ func TestMasterKilledDuringSpawns(t *testing.T) {
 	for i := range callers {
 		callers[i] = caller(t, g)
 	}
+	var under atomic.Int64 // calls under way
+	met := int64(0)        // by a kill
 	for round := range rounds(t) {
 		var mu sync.Mutex // guards requests and acknowledged
 		requests := map[string]*sutrav1.SpawnNodeRequest{}
@@ -216,15 +219,18 @@ func TestMasterKilledDuringSpawns(t *testing.T) {
 					mu.Unlock()
 					var node *sutrav1.Node
 					var err error
+					under.Add(1)
 					if c == 0 {
 						// This one gives up at the first trouble: nobody but the reconciler sees to its nodes.
 						var resp *sutrav1.SpawnNodeResponse
-						if resp, err = client.SpawnNode(t.Context(), req); err != nil && unknown(err) {
-							continue
-						}
+						resp, err = client.SpawnNode(t.Context(), req)
 						node = resp.GetNode()
 					} else {
 						node, err = insistSpawn(t.Context(), client, req)
+					}
+					under.Add(-1)
+					if c == 0 && err != nil && unknown(err) {
+						continue
 					}
 					if err != nil {
 						return err
@@ -238,6 +244,7 @@ func TestMasterKilledDuringSpawns(t *testing.T) {
 		}
 		time.Sleep(rand.N(60 * time.Millisecond)) // anywhere in the middle
 		master.Kill()
+		met += under.Load()
 		master = g.StartMaster()
 		if err := group.Wait(); err != nil {
 			t.Fatalf("round %d: %v", round, err)
@@ -270,6 +277,9 @@ func TestMasterKilledDuringSpawns(t *testing.T) {
 			t.Fatalf("round %d: stopped and still there: %v", round, left)
 		}
 	}
+	if met == 0 {
+		t.Error("no kill met a spawn: this test showed nothing")
+	}
 }
 
 // The master is killed while clients stop nodes: who was told that a node has stopped was told the truth,
@@ -283,6 +293,8 @@ func TestMasterKilledDuringStops(t *testing.T) {
 	for i := range callers {
 		callers[i] = caller(t, g)
 	}
+	var under atomic.Int64 // stops under way
+	met := int64(0)        // by a kill
 	for round := range rounds(t) {
 		var mu sync.Mutex // guards ids and then stopped
 		var ids []string
@@ -311,7 +323,9 @@ func TestMasterKilledDuringStops(t *testing.T) {
 		for c, client := range callers {
 			group.Go(func() error {
 				for i := c; i < len(ids); i += len(callers) {
+					under.Add(1)
 					_, err := client.StopNode(t.Context(), &sutrav1.StopNodeRequest{NodeId: ids[i]})
+					under.Add(-1)
 					switch {
 					case err == nil:
 						mu.Lock()
@@ -326,6 +340,7 @@ func TestMasterKilledDuringStops(t *testing.T) {
 		}
 		time.Sleep(rand.N(40 * time.Millisecond)) // anywhere in the middle
 		master.Kill()
+		met += under.Load()
 		master = g.StartMaster()
 		if err := group.Wait(); err != nil {
 			t.Fatalf("round %d: %v", round, err)
@@ -356,6 +371,9 @@ func TestMasterKilledDuringStops(t *testing.T) {
 				t.Errorf("round %d: ended node is %v", round, n)
 			}
 		}
+	}
+	if met == 0 {
+		t.Error("no kill met a stop: this test showed nothing")
 	}
 }
 
