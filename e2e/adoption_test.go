@@ -145,7 +145,7 @@ func TestAgentKilledUnderManyNodes(t *testing.T) {
 	t.Parallel()
 	g := harness.New(t)
 	g.StartMaster()
-	agent := g.StartAgent("agent-001", manyProfiles+redisProfile)
+	agent := g.StartAgent("agent-001", manyProfiles+redisProfile(t))
 	builtin := spawnMany(t, g, many()*3/5, &sutrav1.SpawnNodeRequest{MemoryLimitMb: 64})
 	nodes := append(slices.Clone(builtin), spawnMany(t, g, many()/5, &sutrav1.SpawnNodeRequest{Profile: "sleep"})...)
 	others := "sleep"

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -11,11 +12,26 @@ import (
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 )
 
-const redisProfile = `
-[storage.profiles.redis]
-storage_binary = "/usr/bin/redis-server"
-args = ["--port", "{port}", "--dir", "{storage_path}", "--maxmemory", "{memory_mb}mb", "--appendonly", "yes", "--appendfsync", "always", "--set-proc-title", "no"]
-`
+// redisProfile is the one that the README shows, and the commented example of the agent's file with it.
+func redisProfile(t *testing.T) string {
+	t.Helper()
+	_, block, found := strings.Cut(readme(t), "```toml\n[storage.profiles.redis]\n")
+	block, _, ended := strings.Cut(block, "```")
+	if !found || !ended {
+		t.Fatal("the README shows no profile of redis")
+	}
+	return "\n[storage.profiles.redis]\n" + block
+}
+
+func TestExampleShowsTheReadmesRedis(t *testing.T) {
+	t.Parallel()
+	example := harness.New(t).MustRun("agent", "--print-config")
+	for line := range strings.Lines(strings.TrimSpace(redisProfile(t))) {
+		if !strings.Contains(example, "\n#"+strings.TrimSpace(line)+"\n") {
+			t.Errorf("the commented example lacks the README's line %s", line)
+		}
+	}
+}
 
 // Three real Redis servers: spoken to by a real client, one killed and back with its data, all stopped cleanly.
 func TestRedis(t *testing.T) {
@@ -23,7 +39,7 @@ func TestRedis(t *testing.T) {
 	harness.Need(t, "redis-server")
 	g := harness.New(t)
 	g.StartMaster()
-	g.StartAgent("agent-001", "default_memory_mb = 64"+redisProfile)
+	g.StartAgent("agent-001", "default_memory_mb = 64"+redisProfile(t))
 	var nodes []*sutrav1.Node
 	for i := range 3 {
 		n := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "redis"})

@@ -43,7 +43,7 @@ func TestStoppedRedisIsRestarted(t *testing.T) {
 	harness.Need(t, "redis-server")
 	g := harness.New(t)
 	g.StartMaster()
-	g.StartAgent("agent-001", "default_memory_mb = 64"+redisProfile+"[monitoring]\nhealth_check_interval_secs = 1\n")
+	g.StartAgent("agent-001", "default_memory_mb = 64"+redisProfile(t)+"[monitoring]\nhealth_check_interval_secs = 1\n")
 	n := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "redis"})
 	if err := connect(t, n).Set(t.Context(), "name", "redis", 0).Err(); err != nil {
 		t.Fatal(err)
