@@ -88,7 +88,10 @@ func handlerDeadline(ctx context.Context, method string, now time.Time) (deadlin
 			deadline, ok = own, true
 		}
 	}
-	return deadline.Add(-min(answerTime, deadline.Sub(now)/10)), ok
+	if !ok {
+		return time.Time{}, false
+	}
+	return deadline.Add(-min(answerTime, deadline.Sub(now)/10)), true
 }
 
 // guardStream does the same for streams, which have no deadline: they end with the server.

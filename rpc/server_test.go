@@ -160,3 +160,34 @@ func TestTheServerSetsTheMethodsDeadline(t *testing.T) {
 		t.Errorf("the handler has %s, want at most 5s", got)
 	}
 }
+
+func TestHandlerDeadline(t *testing.T) {
+	const spawn, unknown = sutrav1.GridMaster_SpawnNode_FullMethodName, "/other.Service/Call"
+	policy, ok := PolicyOf(spawn)
+	if !ok || policy.Timeout < 10*time.Second {
+		t.Fatalf("the policy of a spawn is %+v", policy)
+	}
+	now := time.Now()
+	for name, c := range map[string]struct {
+		caller time.Duration // until its deadline; 0: it has none
+		method string
+		want   time.Duration // until the handler's; 0: it has none
+	}{
+		"caller earlier":          {5 * time.Second, spawn, 5*time.Second - answerTime},
+		"method earlier":          {time.Hour, spawn, policy.Timeout - answerTime},
+		"method alone":            {0, spawn, policy.Timeout - answerTime},
+		"caller alone":            {time.Hour, unknown, time.Hour - answerTime},
+		"none":                    {0, unknown, 0},
+		"a tenth of a short time": {time.Second, spawn, 900 * time.Millisecond},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		if c.caller > 0 {
+			ctx, cancel = context.WithDeadline(t.Context(), now.Add(c.caller))
+		}
+		got, ok := handlerDeadline(ctx, c.method, now)
+		cancel()
+		if c.want == 0 && (ok || !got.IsZero()) || c.want > 0 && (!ok || !got.Equal(now.Add(c.want))) {
+			t.Errorf("%s: %v after now (%v), want %v", name, got.Sub(now), ok, c.want)
+		}
+	}
+}

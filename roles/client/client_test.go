@@ -363,8 +363,8 @@ func TestAnotherServiceThere(t *testing.T) {
 	other := listen(t)
 	serveUntilEnd(t, grpc.NewServer(), other)
 	for name, endpoint := range map[string]string{
-		"doesn't speak gRPC": strings.TrimPrefix(web.URL, "http://"),
-		"isn't the master":   other.Addr().String(),
+		"doesn't speak gRPC":   strings.TrimPrefix(web.URL, "http://"),
+		"another gRPC service": other.Addr().String(),
 	} {
 		_, port, _ := net.SplitHostPort(endpoint)
 		for _, verb := range []string{"status", "spawn"} {
