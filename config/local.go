@@ -127,3 +127,13 @@ func Lock(path string) (unlock func() error, err error) {
 	}
 	return f.Close, nil
 }
+
+// Abandoned tells whether the file of a Lock is there and no process has it.
+func Abandoned(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
+}

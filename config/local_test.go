@@ -33,3 +33,26 @@ func TestLockIsOnes(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestAbandoned(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	if Abandoned(path) {
+		t.Error("a lock that nobody took is abandoned")
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the question made the file")
+	}
+	unlock, err := Lock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if Abandoned(path) {
+		t.Error("a lock that is held is abandoned")
+	}
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if !Abandoned(path) {
+		t.Error("a lock that nobody holds isn't abandoned")
+	}
+}

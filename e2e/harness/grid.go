@@ -46,7 +46,7 @@ func New(t testing.TB) *Grid {
 	t.Helper()
 	dir := t.TempDir()
 	g := &Grid{t: t, Dir: dir, Home: filepath.Join(dir, "home"), Binary: Binary(t)}
-	g.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "SUTRA_HOME=" + g.Home, "GORACE=halt_on_error=1 atexit_sleep_ms=10"}
+	g.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "SUTRA_HOME=" + g.Home, "TMPDIR=" + dir, "GORACE=halt_on_error=1 atexit_sleep_ms=10"}
 	t.Cleanup(g.end)
 	return g
 }

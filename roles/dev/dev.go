@@ -39,13 +39,25 @@ type Config struct {
 	Log zerolog.Logger
 }
 
+const agentID = "agent-001"
+
 // agentFile is the agent's configuration; the port comes with the listener.
 const agentFile = `
 [agent]
-agent_id = "agent-001"
+agent_id = "` + agentID + `"
 [storage]
 max_nodes = 20
 `
+
+// parseFile is the agent's file for a home and a master.
+func parseFile(home string, masterAt net.Addr) (*config.Agent, error) {
+	file, err := config.ParseAgent([]byte(agentFile), home, "the built-in agent file")
+	if err != nil {
+		return nil, err
+	}
+	file.MasterEndpoints = []string{masterAt.String()}
+	return file, nil
+}
 
 // Run runs the grid until ctx ends, then stops all of it: the nodes, the agent, the master.
 func Run(ctx context.Context, cfg Config) error {
@@ -66,11 +78,14 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 func run(ctx context.Context, cfg Config) (err error) {
-	home, temporary, err := makeHome(cfg.Home)
+	if cfg.Home == "" {
+		clearAbandoned(context.WithoutCancel(ctx), cfg) // as bounded as a node's stop
+	}
+	home, passing, err := makeHome(cfg.Home)
 	if err != nil {
 		return err
 	}
-	if temporary {
+	if passing {
 		defer func() {
 			if rm := os.RemoveAll(home); rm != nil && err == nil {
 				err = fmt.Errorf("remove the temporary home: %w", rm)
@@ -109,11 +124,10 @@ func run(ctx context.Context, cfg Config) (err error) {
 	group.Go(func() error { return m.Run(masterCtx) })
 	group.Go(func() error {
 		defer stopMaster()
-		file, err := config.ParseAgent([]byte(agentFile), home, "the built-in agent file")
+		file, err := parseFile(home, masterAt.Addr())
 		if err != nil {
 			return err
 		}
-		file.MasterEndpoints = []string{masterAt.Addr().String()}
 		a, err := agent.New(ctx, agent.Config{
 			Home: home, File: file, Listener: agentAt, Binary: cfg.Binary, StopNodes: true, Version: cfg.Version,
 			Log: cfg.Log.With().Str("role", "agent").Logger(),
@@ -137,7 +151,7 @@ func run(ctx context.Context, cfg Config) (err error) {
 		if !isUsual(ctx, cfg, client, masterAt.Addr()) {
 			cfg.Call += " --master " + masterAt.Addr().String()
 		}
-		return greet(cfg, home, temporary, masterAt.Addr(), httpAt.Addr(), agentAt.Addr(), node)
+		return greet(cfg, home, passing, masterAt.Addr(), httpAt.Addr(), agentAt.Addr(), node)
 	})
 	err = group.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -146,9 +160,9 @@ func run(ctx context.Context, cfg Config) (err error) {
 	return err
 }
 
-func makeHome(given string) (home string, temporary bool, err error) {
+func makeHome(given string) (home string, passing bool, err error) {
 	if given == "" {
-		home, err = os.MkdirTemp("", "sutra-dev-")
+		home, err = os.MkdirTemp("", temporary)
 		if err != nil {
 			return "", false, fmt.Errorf("make a temporary home: %w", err)
 		}
@@ -242,10 +256,10 @@ func pause(ctx context.Context) error {
 }
 
 // greet says what runs where and what to try next.
-func greet(cfg Config, home string, temporary bool, masterAt, httpAt, agentAt net.Addr, n *sutrav1.Node) error {
+func greet(cfg Config, home string, passing bool, masterAt, httpAt, agentAt net.Addr, n *sutrav1.Node) error {
 	call := cfg.Call
 	kept := "kept"
-	if temporary {
+	if passing {
 		kept = "removed at the end"
 	}
 	_, err := fmt.Fprintf(cfg.Out, `A grid runs in this process (sutra %s):
