@@ -86,7 +86,7 @@ func app(streams *client.Streams, version string) *cli.App {
 		Action: func(c *cli.Context) error {
 			switch {
 			case c.Bool("version"):
-				return printVersion(streams, version)
+				return printVersion(c, streams, version)
 			case c.Args().Present():
 				return unknownVerb(c.App, c.Args().First())
 			}

@@ -3,6 +3,7 @@ package roles
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -106,6 +107,24 @@ func TestVersion(t *testing.T) {
 		if out, err := runFor(t, word); err != nil || !strings.HasPrefix(out, "sutra v1.2.3 go1") || strings.Count(out, "\n") != 1 {
 			t.Errorf("sutra %s: %v\n%s", word, err, out)
 		}
+	}
+}
+
+func TestVersionAsJSON(t *testing.T) {
+	for _, args := range [][]string{{"version", "-o", "json"}, {"-o", "json", "version"}, {"--output=json", "--version"}} {
+		out, err := runFor(t, args...)
+		var said map[string]string
+		if err := errors.Join(err, json.Unmarshal([]byte(out), &said)); err != nil {
+			t.Errorf("sutra %q: %v\n%s", args, err, out)
+		}
+		if said["version"] != "v1.2.3" || said["commit"] != "" || said["go"] == "" || said["platform"] == "" || strings.Count(out, "\n") != 1 {
+			t.Errorf("sutra %q: %s", args, out)
+		}
+	}
+	var out bytes.Buffer
+	streams := &client.Streams{Out: &out, Err: &out}
+	if err := run(t.Context(), streams, Version("v1.2.3", "abc"), []string{"sutra", "version", "-o", "json"}); err != nil || !strings.HasPrefix(out.String(), `{"version":"v1.2.3","commit":"abc",`) {
+		t.Errorf("with a commit: %v\n%s", err, out.String())
 	}
 }
 

@@ -1,8 +1,10 @@
 package roles
 
 import (
+	"encoding/json"
 	"fmt"
 	"runtime"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -15,16 +17,31 @@ func versionCommand(s *client.Streams, version string) *cli.Command {
 		Usage: "print the binary's version",
 		Description: "   sutra version\n\n" +
 			"Exit codes: 0 printed, 1 failed, 2 usage.",
+		Flags: []cli.Flag{client.OutputFlag("")},
 		Action: func(c *cli.Context) error {
 			if err := client.RefuseStray(c, ""); err != nil {
 				return err
 			}
-			return printVersion(s, version)
+			return printVersion(c, s, version)
 		},
 	}
 }
 
-func printVersion(s *client.Streams, version string) error {
+func printVersion(c *cli.Context, s *client.Streams, version string) error {
+	asJSON, err := client.OutputJSON(c)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		said := struct {
+			Version  string `json:"version"`
+			Commit   string `json:"commit"` // empty where the build didn't say
+			Go       string `json:"go"`
+			Platform string `json:"platform"`
+		}{Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+		said.Version, said.Commit, _ = strings.Cut(strings.TrimSuffix(version, ")"), " (") // as Version puts them together
+		return json.NewEncoder(s.Out).Encode(said)
+	}
 	return writeString(s.Out, fmt.Sprintf("sutra %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH))
 }
 

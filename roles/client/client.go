@@ -40,11 +40,28 @@ func Flags() []cli.Flag {
 			"else the master of this host, else " + config.DefaultMaster + ")"},
 		&cli.StringFlag{Name: "home", Category: category, Usage: "`FOLDER` in which this host's roles find each other (default: $SUTRA_HOME, " +
 			"else /var/lib/sutra for root, else $XDG_DATA_HOME/sutra)"},
-		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Category: category, Value: "table", Usage: "`FORMAT` of the output: table or json"},
+		OutputFlag(category),
 		&cli.DurationFlag{
 			Name: "timeout", Category: category, DefaultText: "each call's own",
 			Usage: "`LIMIT` of each call, retries included, for example 3s; one longer than the call's own changes nothing",
 		},
+	}
+}
+
+// OutputFlag is --output, before and after each verb that has something to print.
+func OutputFlag(category string) cli.Flag {
+	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Category: category, Value: "table", Usage: "`FORMAT` of the output: table or json"}
+}
+
+// OutputJSON tells whether JSON is asked for.
+func OutputJSON(cctx *cli.Context) (bool, error) {
+	switch output := global(cctx, "output").String("output"); output {
+	case "table":
+		return false, nil
+	case "json":
+		return true, nil
+	default:
+		return false, &UsageError{Message: fmt.Sprintf("unknown output format %q", output), Hint: "--output is table or json"}
 	}
 }
 
@@ -102,15 +119,9 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 			return err
 		}
 		s := &session{client: c}
-		switch output := global(cctx, "output").String("output"); output {
-		case "table":
-		case "json":
-			s.json = true
-		default:
-			return &UsageError{
-				Message: fmt.Sprintf("unknown output format %q", output),
-				Hint:    "--output is table or json",
-			}
+		var err error
+		if s.json, err = OutputJSON(cctx); err != nil {
+			return err
 		}
 		timeout := global(cctx, "timeout")
 		s.timeout = timeout.Duration("timeout")
@@ -121,7 +132,6 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 			}
 		}
 		master, home := global(cctx, "master").String("master"), global(cctx, "home").String("home")
-		var err error
 		if s.endpoint, s.announced, err = lookup(master, home); err != nil {
 			return err
 		}

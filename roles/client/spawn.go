@@ -17,7 +17,7 @@ func (c *client) spawnCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "spawn",
 		Usage:     "start a node and wait until it is ready",
-		UsageText: "sutra spawn [--agent AGENT] [--port PORT] [--storage-path FOLDER] [--memory MIB] [--profile PROFILE]",
+		UsageText: "sutra spawn [--agent AGENT] [--port PORT] [--storage-path FOLDER] [--memory MIB] [--profile PROFILE] [--request-id ID]",
 		Description: `Without flags the master picks an agent, and the agent a free port and a folder of the node's own.
 
 Examples:
