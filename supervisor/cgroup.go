@@ -79,8 +79,9 @@ func (g group) make() error {
 	return nil
 }
 
+// makeGroup makes a group with those that it is to lie in, of which somebody may have removed an empty one.
 func makeGroup(dir string) error {
-	if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return fmt.Errorf("make control group: %w", err)
 	}
 	return nil

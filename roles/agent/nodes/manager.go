@@ -505,9 +505,10 @@ func (m *Manager) Close(stop bool) error {
 			<-e.unit.Done()
 		}
 	}
-	// In vain while nodes run on in theirs.
-	if err := m.cfg.Cgroups.Remove(); err != nil && stop {
-		m.cfg.Log.Warn().Err(err).Msg("control groups not removed")
+	if stop || len(m.List()) == 0 {
+		if err := m.cfg.Cgroups.Remove(); err != nil {
+			m.cfg.Log.Warn().Err(err).Msg("control groups not removed")
+		}
 	}
 	m.erasures.Wait()
 	return m.records.db.Close()
