@@ -69,19 +69,18 @@ func (g group) at() string {
 	return ""
 }
 
-// make makes the group, where it isn't there.
+// make makes the group, where it isn't there, with the folder that it is to lie in: somebody may have removed an empty one.
 func (g group) make() error {
 	for _, dir := range g.dirs() {
-		if err := makeGroup(dir); err != nil {
-			return err
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return fmt.Errorf("make control group: %w", err)
 		}
 	}
 	return nil
 }
 
-// makeGroup makes a group with those that it is to lie in, of which somebody may have removed an empty one.
 func makeGroup(dir string) error {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make control group: %w", err)
 	}
 	return nil
@@ -107,13 +106,23 @@ func (g group) freeze() (thaw func()) {
 	return func() { _ = write(state, "THAWED") }
 }
 
-// populated tells whether any process is left in the group or, in the unified hierarchy, beneath it.
+// populated tells whether any process is left in the group or, in the unified hierarchy, beneath it. What can't be read
+// isn't empty.
 func (g group) populated() bool {
 	if g.unified == "" {
 		return len(g.members()) > 0
 	}
 	data, err := os.ReadFile(filepath.Join(g.unified, "cgroup.events"))
-	return err == nil && bytes.Contains(data, []byte("populated 1"))
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV)
+	}
+	return bytes.Contains(data, []byte("populated 1"))
+}
+
+// Populated tells whether any process is in a unit's group.
+func (c Cgroups) Populated(id string) bool {
+	g := c.of(id)
+	return g.exists() && g.populated()
 }
 
 // members are the pids in the group.

@@ -61,7 +61,7 @@ func start(s *Spec, bootID string) (*process, error) {
 	_ = unix.SetNonblock(pidfd, true)
 	id, err := identify(pid, bootID) // it can't be gone: nobody else reaps it
 	if err != nil {
-		id = Identity{PID: pid}
+		id = Identity{PID: pid, BootID: bootID}
 	}
 	p := &process{
 		identity: id, child: true, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), kin: newKin(group, s.Mark), limited: limited, ooms: before,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -136,11 +137,14 @@ func openIdentity(id Identity, bootID string) (pidfd int, err error) {
 	}
 	_ = unix.SetNonblock(fd, true) // as in start
 	now, err := identify(id.PID, bootID)
-	if err != nil || now != id || ended(fd, 0) {
-		_ = unix.Close(fd) // nothing was written
-		return -1, nil
+	if err == nil && now == id && !ended(fd, 0) {
+		return fd, nil
 	}
-	return fd, nil
+	_ = unix.Close(fd) // nothing was written
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+		return -1, err // nobody knows: for want of descriptors, say
+	}
+	return -1, nil
 }
 
 // ended tells whether the process behind a pidfd has ended, after at most wait milliseconds; -1: however long it takes.

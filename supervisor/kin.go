@@ -35,6 +35,9 @@ func (k kin) kill() {
 // signal sends to each that is found of it, but for the members of one process group.
 func (k kin) signal(sig unix.Signal, but int) {
 	for _, pid := range k.find() {
+		if pid == os.Getpid() {
+			continue // a thread of it was on its way through a v1 group
+		}
 		fd, err := unix.PidfdOpen(pid, 0)
 		if err != nil {
 			continue // it has ended

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -113,6 +114,7 @@ func (p *process) status() (status unix.WaitStatus, known bool) {
 	// An orphan may have come home to this process. As long as it isn't reaped the pid is its own.
 	if err := unix.Waitid(unix.P_PIDFD, int(p.pidfd.Fd()), nil, unix.WEXITED|unix.WNOWAIT, nil); err == nil {
 		_, err := unix.Wait4(p.identity.PID, &status, 0, nil)
+		p.child = false // from now on its number may be another's
 		return status, err == nil
 	}
 	// Its parent, the host's first process, may take its time.
@@ -140,11 +142,13 @@ func (p *process) empty(sig unix.Signal, grace time.Time) (killed bool) {
 	const patience = 5 * time.Second
 	var giveUp time.Time
 	// Orphans come to this process where it is a container's first one, and nobody else would reap them.
-	defer func() {
-		for pid := 1; pid > 0; {
-			pid, _ = unix.Wait4(-p.identity.PID, nil, unix.WNOHANG, nil)
-		}
-	}()
+	if comeHome() {
+		defer func() {
+			for pid := 1; pid > 0; {
+				pid, _ = unix.Wait4(-p.identity.PID, nil, unix.WNOHANG, nil)
+			}
+		}()
+	}
 	if time.Now().Before(grace) {
 		p.kin.signal(sig, p.identity.PID)
 	}
@@ -161,4 +165,11 @@ func (p *process) empty(sig unix.Signal, grace time.Time) (killed bool) {
 		time.Sleep(pause)
 	}
 	return killed
+}
+
+// comeHome tells whether orphans become this process's children.
+func comeHome() bool {
+	var subreaper int
+	err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&subreaper)), 0, 0, 0)
+	return os.Getpid() == 1 || err == nil && subreaper != 0
 }

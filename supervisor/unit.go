@@ -192,7 +192,7 @@ func (u *Unit) run(p *process, exit *Exit) {
 		case !u.record.EverReady && exit.Err == nil:
 			u.end(Failed, exit)
 			return
-		case u.record.EverReady && !u.spec.Restart.again(exit):
+		case u.record.EverReady && exit.Err == nil && !u.spec.Restart.again(exit): // what couldn't be started hasn't ended
 			u.complete(exit)
 			return
 		}
