@@ -140,8 +140,8 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 	return nil
 }
 
-// Run runs the agent until ctx ends, or until the master refuses it for good. Then it stops its
-// nodes, takes leave of the master and gives its home back.
+// Run runs the agent until ctx ends, or until the master refuses it for good. Then it lets its
+// nodes run on, or stops them where it was told to, takes leave of the master and gives its home back.
 func (a *Agent) Run(ctx context.Context) error {
 	log := a.cfg.Log
 	defer func() {

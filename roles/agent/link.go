@@ -159,6 +159,9 @@ func (l *link) beat(ctx context.Context) time.Duration {
 			}
 			missed, l.acknowledged, l.measured, l.full = false, now, measured, resp.GetWantFull()
 			if l.full {
+				if !sleep(ctx, settle) {
+					return 0
+				}
 				continue
 			}
 		case reason == rpc.AgentNotRegistered:

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
 	"github.com/sutra-grid/sutra/supervisor"
 )
 
@@ -52,6 +53,20 @@ func (m *Manager) adopt(e *entry) (*supervisor.Unit, error) {
 		return nil, err
 	}
 	return m.units.Adopt(spec, e.record, e.stopping())
+}
+
+// retake takes up a node that runs without a record, which was lost, and that its mark doesn't tell, because it dropped its
+// environment: it is found by its control group when it is wanted again.
+func (m *Manager) retake(e *entry, p profile, binary string) (*supervisor.Unit, error) {
+	if e.spec.GetPort() == 0 {
+		return nil, rpc.Errorf(rpc.NodeStillLive, "node %s runs already, without a record of its port", e.id).With("node_id", e.id).
+			WithHint("end it by hand on its host; its processes are those with %s as their working directory", e.spec.GetStoragePath())
+	}
+	spec, err := m.spec(e, p, binary)
+	if err != nil {
+		return nil, err
+	}
+	return m.units.Adopt(spec, supervisor.Record{EverReady: true}, false)
 }
 
 // unrecorded makes up records of the processes that bear this agent's mark and aren't on record: the file of records

@@ -425,3 +425,36 @@ func TestRecordsOfTheDead(t *testing.T) {
 		}
 	})
 }
+
+// A node whose record was lost and which dropped its environment, as redis does, is found by its group when it is wanted again.
+func TestNodeWithoutRecordAndMark(t *testing.T) {
+	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {
+		m := newManager(t, cgroups, func(c *Config) {
+			p := c.Profiles["default"]
+			p.StorageBinary, p.Args = "/usr/bin/env", []string{"-i", "/bin/sleep", "100000"}
+			c.Profiles["markless"] = p
+		})
+		if m.cfg.Cgroups == (supervisor.Cgroups{}) {
+			return // nothing tells such a process without a control group
+		}
+		wish := want("node-1", as("markless"), on(freePort(t)))
+		was := mustSpawn(t, m, wish)
+		if err := m.Close(false); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(m.cfg.Dir, "nodes.db")); err != nil {
+			t.Fatal(err)
+		}
+		m = open(t, m.cfg)
+		if _, known := m.Get("node-1"); known {
+			t.Fatal("it is known: this test shows nothing")
+		}
+		is := mustSpawn(t, m, wish)
+		if is.GetPid() != was.GetPid() {
+			t.Errorf("pid %d, want %d: there are two now", is.GetPid(), was.GetPid())
+		}
+		if _, err := m.Stop(t.Context(), "node-1"); err != nil {
+			t.Error(err)
+		}
+	})
+}
