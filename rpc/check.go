@@ -34,8 +34,8 @@ func CheckStoragePath(path string) error {
 	return Invalid(Violation{"storage_path", why}).With("storage_path", path)
 }
 
+// MinPort and MaxPort bound the ports that a node may have.
 const (
-	// MinPort and MaxPort bound the ports that a node may have.
 	MinPort = 1024
 	MaxPort = 65535
 )

@@ -432,6 +432,10 @@ func TestIdleAgents(t *testing.T) {
 	g.Put(wants("w", "wanted"))
 	g.Put(wants("e", "ended"))
 	g.end("e", stopped)
+	g.register(host("ghost"))
+	g.Put(wants("g", "ghost"))
+	g.end("g", stopped)
+	g.Observe(says("g", "ghost", running, 1), g.now) // it runs there in spite of its end
 	g.pass(10 * time.Second)
 	g.Unregister("bare", 1)
 	wantIDs(t, ids(g.Idle(0, g.now)), "bare")
