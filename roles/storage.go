@@ -2,6 +2,9 @@ package roles
 
 import (
 	"fmt"
+	"os"
+	"runtime/debug"
+	"strconv"
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
@@ -35,6 +38,10 @@ func storageCommand(s *client.Streams) *cli.Command {
 			}
 			if err := refuseOddNode(c, example); err != nil {
 				return err
+			}
+			// Near its limit the collector works harder, before the kernel ends the process.
+			if mb, err := strconv.ParseInt(os.Getenv("SUTRA_MEMORY_MB"), 10, 32); err == nil && mb > 0 {
+				debug.SetMemoryLimit(mb << 20 / 10 * 8)
 			}
 			l, err := listen("the storage server", fmt.Sprintf(":%d", c.Int("port")), "--port PORT")
 			if err != nil {

@@ -34,9 +34,10 @@ func CheckStoragePath(path string) error {
 	return Invalid(Violation{"storage_path", why}).With("storage_path", path)
 }
 
-// MinPort and MaxPort bound the ports that a node may have.
 const (
+	// MinPort is the first port that a node may have: those before are privileged.
 	MinPort = 1024
+	// MaxPort is the last one.
 	MaxPort = 65535
 )
 

@@ -170,6 +170,6 @@ func (p *process) empty(sig unix.Signal, grace time.Time) (killed bool) {
 // comeHome tells whether orphans become this process's children.
 func comeHome() bool {
 	var subreaper int
-	err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&subreaper)), 0, 0, 0)
+	err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&subreaper)), 0, 0, 0) //nolint:gosec // the kernel takes a pointer
 	return os.Getpid() == 1 || err == nil && subreaper != 0
 }

@@ -130,12 +130,6 @@ func New(cfg Config) (*Manager, error) {
 		cfg.Log.Error().Err(err).Str("put_aside", aside).
 			Msg("the records of this agent's nodes are damaged; they are made anew from the processes that run")
 	}
-	for _, p := range cfg.Profiles {
-		if _, err := m.binary(p); err != nil {
-			e := rpc.AsError(err)
-			cfg.Log.Warn().Str("hint", e.Hint).Msg("no node of a profile can be started: " + e.Message)
-		}
-	}
 	m.restore(append(kept, m.unrecorded(kept)...))
 	return m, nil
 }
