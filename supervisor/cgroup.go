@@ -39,6 +39,16 @@ func (c Cgroups) of(id string) group {
 	return g
 }
 
+// under names the group of a unit with limits. A v1 hierarchy takes its time to let a thread in and out: where the unit has
+// the weight of everything else it needs none of that for the processors.
+func (c Cgroups) under(id string, l Limits) group {
+	g := c.of(id)
+	if weighted := l.CPUWeight != 0 && l.CPUWeight != 100; !weighted && g.cpu != g.at() {
+		g.cpu = ""
+	}
+	return g
+}
+
 // Remove deletes the folders that OpenCgroups made. It fails while a unit's group is in one.
 func (c Cgroups) Remove() error { return group(c).remove() }
 

@@ -23,7 +23,7 @@ func start(s *Spec, bootID string) (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
-	group := s.Cgroups.of(s.ID)
+	group := s.Cgroups.under(s.ID, s.Limits)
 	if err := group.make(); err != nil {
 		return nil, errors.Join(err, group.remove())
 	}

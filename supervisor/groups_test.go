@@ -60,6 +60,7 @@ func sequences(t *testing.T) {
 func TestProcessIsBornIntoItsControlGroup(t *testing.T) {
 	t.Setenv(groupsEnv, "1")
 	spec, _ := fixtureSpec(t, "groups")
+	spec.Limits.CPUWeight = 200
 	w := watch(t, spec)
 	w.until(ProcessReady)
 	log, err := os.ReadFile(spec.LogPath)

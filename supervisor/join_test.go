@@ -49,6 +49,7 @@ func TestDescendantsAreBornIntoTheGroups(t *testing.T) {
 			t.Setenv(groupsEnv, kind)
 			const script = "(sleep 3600 & setsid sleep 3600 & wait) & sleep 3600 & echo >ready; wait"
 			spec := commandSpec(t, "sh", "-c", script)
+			spec.Limits.CPUWeight = 200
 			relax := slowdown(t)
 			w := watch(t, spec)
 			relax()
