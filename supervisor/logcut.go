@@ -45,7 +45,7 @@ func newCutter(dir string) (c cutter, err error) {
 		return c, err
 	}
 	defer func() { err = errors.Join(err, probe.Close(), os.Remove(probe.Name())) }()
-	if _, err := probe.Write(make([]byte, 2*c.block)); err != nil {
+	if err := probe.Truncate(2 * c.block); err != nil { // takes no room, which a full disk hasn't
 		return c, err
 	}
 	switch {

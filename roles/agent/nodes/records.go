@@ -42,6 +42,14 @@ func openRecords(path string) (r records, all []*sutrav1.ProcessRecord, aside st
 		return records{}, nil, "", err
 	}
 	r, again := writeRecords(path, all)
+	if errors.Is(again, unix.ENOSPC) && aside == "" {
+		// There is no room for a new one: the agent goes on with the old one, so that somebody looks after the nodes.
+		_ = os.Remove(path + ".new")
+		r.db, again = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+		if again == nil {
+			r.db.MaxBatchDelay = 0
+		}
+	}
 	if again != nil {
 		return records{}, nil, "", fmt.Errorf("write records %s: %w", path, errors.Join(again, err))
 	}
