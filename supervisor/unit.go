@@ -327,7 +327,10 @@ func (u *Unit) fork() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	u.record.Identity, u.record.StartedAt, u.record.LogStart = p.identity, p.startedAt, p.logStart
+	u.record.StartedAt, u.record.LogStart = p.startedAt, p.logStart
+	if p.identity.StartTicks != 0 { // else it couldn't be read, and half an identity would be a stranger's to the next supervisor
+		u.record.Identity = p.identity
+	}
 	u.unsaved = true
 	return p, nil
 }
