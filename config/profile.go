@@ -49,6 +49,9 @@ type Ready struct {
 	Arg string
 }
 
+// DefaultStopGrace is the StopGrace of a profile that says none.
+const DefaultStopGrace = 8 * time.Second
+
 func placeholders() []string { return []string{"{port}", "{storage_path}", "{node_id}", "{memory_mb}"} }
 
 func stopSignals() []string {
@@ -64,7 +67,7 @@ func readProfile(t *table, name, dir string) Profile {
 		Args:          readArgs(t),
 		Ready:         text(t, "ready", Ready{Kind: "tcp"}, ready),
 		StopSignal:    text(t, "stop_signal", "TERM", stopSignal),
-		StopGrace:     t.seconds("stop_grace_secs", 8, 0),
+		StopGrace:     t.seconds("stop_grace_secs", int64(DefaultStopGrace/time.Second), 0),
 		Restart:       text(t, "restart", "always", restart),
 		CPUWeight:     int(t.whole("cpu_weight", 100, 1, 10000)),
 		OpenFiles:     int(t.whole("open_files", 0, 0, 1<<30)),

@@ -574,7 +574,8 @@ func TestRecordsSpoiltWhileAgentIsDead(t *testing.T) {
 	g := harness.New(t)
 	g.StartMaster()
 	agent := g.StartAgent("agent-001", manyProfiles)
-	nodes := append(spawnMany(t, g, 3, &sutrav1.SpawnNodeRequest{Profile: "sleep"}), g.Spawn(&sutrav1.SpawnNodeRequest{}))
+	nodes := append(spawnMany(t, g, 3, &sutrav1.SpawnNodeRequest{Profile: "sleep"}),
+		g.Spawn(&sutrav1.SpawnNodeRequest{}), g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "bare"}))
 	putKey(t, nodes[3].GetEndpoint(), "k", "v")
 	path := filepath.Join(g.Home, "agents", "agent-001", "nodes.db")
 	garbage := []byte(strings.Repeat("this is no database. ", 4000))

@@ -32,6 +32,10 @@ default_memory_mb = 64
 storage_binary = "/bin/sleep"
 args = ["100000"]
 ready = "none"
+[storage.profiles.bare] # it drops its environment, as redis does
+storage_binary = "/usr/bin/env"
+args = ["-i", "/bin/sleep", "100000"]
+ready = "none"
 [monitoring]
 heartbeat_interval_secs = 1
 `

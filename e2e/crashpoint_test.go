@@ -37,7 +37,8 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 	t.Parallel()
 	harness.Need(t, "root")
 	for name, operation := range map[string]func(*crashed, int) (int, string){
-		"spawn": (*crashed).spawn, "spawn of a server": (*crashed).spawnServer, "stop": (*crashed).stop, "restart": (*crashed).restart,
+		"spawn": (*crashed).spawn, "spawn of a server": (*crashed).spawnServer, "spawn without environment": (*crashed).spawnBare,
+		"stop": (*crashed).stop, "restart": (*crashed).restart,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -191,6 +192,7 @@ func (c *crashed) records() map[string]int {
 
 func (c *crashed) spawn(k int) (int, string)       { return c.spawnOf("sleep", k) }
 func (c *crashed) spawnServer(k int) (int, string) { return c.spawnOf("default", k) }
+func (c *crashed) spawnBare(k int) (int, string)   { return c.spawnOf("bare", k) }
 
 func (c *crashed) spawnOf(profile string, k int) (int, string) {
 	c.t.Helper()

@@ -27,9 +27,7 @@ func TestQuickStart(t *testing.T) {
 	g.StartMaster()
 	agent := g.StartAgent("agent-001", "max_nodes = 5")
 	for _, said := range []string{"agent listening", "registered with the master", "heartbeat loop started"} {
-		if !bytes.Contains(agent.Log(), []byte(said)) {
-			t.Errorf("the agent's log doesn't say %q", said)
-		}
+		harness.Await(t, "the agent to say so", func() error { return logSays(agent, said) })
 	}
 	storage := filepath.Join(g.Dir, "test-storage")
 	port := fmt.Sprint(g.FreePort())

@@ -27,7 +27,7 @@ func (u *Unit) find() (*process, error) {
 		return nil, err
 	}
 	p := &process{
-		identity: r.Identity, pidfd: os.NewFile(uintptr(fd), "pidfd"), kin: newKin(group{}, u.spec.Mark), exited: make(chan struct{}),
+		identity: r.Identity, pidfd: os.NewFile(uintptr(fd), "pidfd"), kin: newKin(group{}, &u.spec), exited: make(chan struct{}),
 		startedAt: r.StartedAt, logPath: u.spec.LogPath, logStart: r.LogStart,
 	}
 	// The supervisor before may have had no control groups, or others.
@@ -42,9 +42,9 @@ func (u *Unit) find() (*process, error) {
 // kin is where the unit's processes may be found that an earlier supervisor started.
 func (u *Unit) kin() []kin {
 	g := u.spec.Cgroups.of(u.spec.ID)
-	all := []kin{newKin(g, u.spec.Mark)}
+	all := []kin{newKin(g, &u.spec)}
 	if g.exists() {
-		all = append(all, newKin(group{}, u.spec.Mark))
+		all = append(all, newKin(group{}, &u.spec))
 	}
 	return all
 }

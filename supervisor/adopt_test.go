@@ -49,7 +49,7 @@ func TestAdoptAfterADeathAtAnyStep(t *testing.T) {
 					t.Fatal(err)
 				}
 				r, over := carryOut(t, p)
-				left := newKin(group{}, spec.Mark)
+				left := newKin(group{}, &spec)
 				if want := btoi(test.running); !eventually(func() bool { return len(left.find()) == want }) {
 					t.Fatalf("the supervisor left processes %v, want %d", left.find(), want)
 				}

@@ -64,7 +64,7 @@ func start(s *Spec, bootID string) (*process, error) {
 		id = Identity{PID: pid, BootID: bootID}
 	}
 	p := &process{
-		identity: id, child: true, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), kin: newKin(group, s.Mark), limited: limited, ooms: before,
+		identity: id, child: true, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), kin: newKin(group, s), limited: limited, ooms: before,
 		startedAt: startedAt, logPath: s.LogPath, logStart: logStart, exited: make(chan struct{}),
 	}
 	go p.watch()

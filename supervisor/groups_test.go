@@ -120,7 +120,7 @@ func TestKillOfAGroupWithoutCgroupKill(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(old, "cgroup.procs"), []byte(strconv.Itoa(pid)+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	newKin(group{unified: old}, "").kill()
+	newKin(group{unified: old}, &Spec{}).kill()
 	if exit := w.until(ProcessExited).State.LastExit; exit.Signal != "SIGKILL" {
 		t.Errorf("exit %+v", exit)
 	}
@@ -128,22 +128,22 @@ func TestKillOfAGroupWithoutCgroupKill(t *testing.T) {
 
 // What ends loses its environment, and its mark with it, before its ports. It is waited for all the same.
 func TestWhoWasMarkedIsWaitedFor(t *testing.T) {
-	spec := commandSpec(t, "sh", "-c", "echo >ready; until [ -e go ]; do sleep 0.01; done; exec env -i sleep 3600")
+	spec := commandSpec(t, "sh", "-c", "echo >ready; until [ -e go ]; do sleep 0.01; done; exec env -i sleep 3600 >/dev/null 2>&1")
 	w := watch(t, spec)
 	pid := w.until(ProcessReady).State.PID
 	await(t, "the shell", func() bool { return exists(filepath.Join(spec.Dir, "ready")) })
-	k := newKin(group{}, spec.Mark)
+	k := newKin(group{}, &spec)
 	if !slices.Contains(k.find(), pid) {
 		t.Fatalf("found %v, want %d among them", k.find(), pid)
 	}
 	if err := touch(filepath.Join(spec.Dir, "go"), ""); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the loss of the mark", func() bool { return !marked(pid, spec.Mark) })
+	await(t, "the loss of the mark", func() bool { return !k.bears(pid) })
 	if !k.left() || !slices.Contains(k.find(), pid) {
 		t.Error("it is taken for gone")
 	}
-	if slices.Contains(newKin(group{}, spec.Mark).find(), pid) {
+	if slices.Contains(newKin(group{}, &spec).find(), pid) {
 		t.Error("one without the mark was found by it")
 	}
 	k.ending[os.Getpid()] = 1 // the pid has come to somebody else

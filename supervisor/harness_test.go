@@ -198,7 +198,7 @@ func watchFrom(t *testing.T, spec Spec, j *memory, begin func(*Supervisor) (*Uni
 	t.Cleanup(func() {
 		u.Stop()
 		w.awaitDone()
-		if pids := newKin(group{}, spec.Mark).find(); len(pids) != 0 {
+		if pids := newKin(group{}, &spec).find(); len(pids) != 0 {
 			t.Errorf("processes are left: %v", pids)
 		}
 		noChildren(t)

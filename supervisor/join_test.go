@@ -54,7 +54,7 @@ func TestDescendantsAreBornIntoTheGroups(t *testing.T) {
 			w := watch(t, spec)
 			relax()
 			leader := w.until(ProcessReady).State.PID
-			all := newKin(group{}, spec.Mark)
+			all := newKin(group{}, &spec)
 			await(t, "all five", func() bool { return len(all.find()) == 5 })
 			want := slices.Sorted(slices.Values(all.find()))
 			for _, dir := range spec.Cgroups.of(spec.ID).dirs() {

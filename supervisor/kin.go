@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"bytes"
+	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,16 +13,18 @@ import (
 )
 
 // kin is everything that descends from a unit's process: it is found by its control group or, where there is
-// none, by the mark that all of it inherits in its environment.
+// none, by what all of it inherits: the mark in its environment, and the log that it writes to.
 type kin struct {
-	group group
-	mark  string
-	// ending are those that were found by the mark, by their pids with their start ticks: one that ends loses its
+	group     group
+	mark, log string
+	// ending are those that were found without a group, by their pids with their start ticks: one that ends loses its
 	// environment a while before its ports and files.
 	ending map[int]uint64
 }
 
-func newKin(g group, mark string) kin { return kin{group: g, mark: mark, ending: map[int]uint64{}} }
+func newKin(g group, s *Spec) kin {
+	return kin{group: g, mark: s.Mark, log: s.LogPath, ending: map[int]uint64{}}
+}
 
 // kill ends what is found of it.
 func (k kin) kill() {
@@ -55,7 +59,13 @@ func (k kin) has(pid int) bool {
 	if k.group.exists() {
 		return slices.Contains(k.group.members(), pid)
 	}
-	return marked(pid, k.mark)
+	return k.bears(pid)
+}
+
+// bears tells whether a process has what the kin's processes inherit. One may overwrite its environment, and another close
+// its output: only what does both is lost sight of.
+func (k kin) bears(pid int) bool {
+	return marked(pid, k.mark) || k.log != "" && slices.Contains(outputs(pid), k.log)
 }
 
 // find returns the pids of what lives of it.
@@ -65,7 +75,7 @@ func (k kin) find() []int {
 	}
 	var found []int
 	for _, pid := range pids() {
-		if !marked(pid, k.mark) {
+		if !k.bears(pid) {
 			continue
 		}
 		if st, err := readStat(pid); err == nil {
@@ -131,22 +141,40 @@ func marked(pid int, mark string) bool {
 	return false
 }
 
-// Leaders returns the environments of the processes that lead their session and have an entry with the given
-// beginning in theirs: units whose records were lost.
-func Leaders(markPrefix string) []map[string]string {
-	var found []map[string]string
-	for _, pid := range pids() {
-		data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-		if err != nil || !bytes.Contains(data, []byte(markPrefix)) || !leads(pid) {
-			continue
+// outputs are the files that a process has as its stdout and stderr.
+func outputs(pid int) (paths []string) {
+	for _, fd := range []string{"1", "2"} {
+		if path, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/fd/" + fd); err == nil {
+			paths = append(paths, path)
 		}
-		env := map[string]string{}
-		for entry := range bytes.SplitSeq(data, []byte{0}) {
-			if name, value, ok := strings.Cut(string(entry), "="); ok {
-				env[name] = value
+	}
+	return paths
+}
+
+// Living returns the ids of the units whose processes run, whoever looks after them: those with somebody in their control
+// group, and those that a mark with the given beginning tells, or a log in the given folder.
+func Living(c Cgroups, markPrefix, logs string) []string {
+	found := map[string]bool{}
+	if dir := group(c).at(); dir != "" {
+		groups, _ := os.ReadDir(dir) // none where it is gone
+		for _, g := range groups {
+			if g.IsDir() && c.Populated(g.Name()) {
+				found[g.Name()] = true
 			}
 		}
-		found = append(found, env)
 	}
-	return found
+	for _, pid := range pids() {
+		env, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ") // empty where it is gone, or another account's
+		for entry := range bytes.SplitSeq(env, []byte{0}) {
+			if id, ok := strings.CutPrefix(string(entry), markPrefix); ok {
+				found[id] = true
+			}
+		}
+		for _, path := range outputs(pid) {
+			if id, ok := strings.CutSuffix(filepath.Base(path), liveSuffix); ok && filepath.Dir(path) == logs {
+				found[id] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
 }

@@ -156,7 +156,7 @@ func carryOut(t *testing.T, p plan) (r *Record, over func()) {
 		t.Fatal(err)
 	}
 	over = sync.OnceFunc(func() { // the keeper ends by itself once all that it keeps is gone
-		for _, pid := range newKin(group{}, markOf(p.Dir)).find() {
+		for _, pid := range newKin(group{}, &Spec{Mark: markOf(p.Dir)}).find() {
 			t.Errorf("process %d is left", pid)
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}

@@ -20,7 +20,7 @@ func TestMeasure(t *testing.T) {
 			w := watch(t, spec)
 			pid := w.until(ProcessReady).State.PID
 			await(t, "the work to be done", func() bool { return exists(filepath.Join(spec.Dir, "ready")) })
-			kin := newKin(group{}, spec.Mark)
+			kin := newKin(group{}, &spec)
 			var use Usage
 			await(t, "the one that leaves the session", func() bool {
 				return slices.ContainsFunc(kin.find(), func(member int) bool { return member != pid && leads(member) })

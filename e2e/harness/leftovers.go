@@ -184,7 +184,7 @@ func (g *Grid) NodeLeaders() map[string][]int {
 }
 
 // NodeProcesses finds the live processes of this grid's nodes, by their environment and, because some servers overwrite
-// that, by their control groups: node id by pid.
+// that, by their control groups and their logs: node id by pid.
 func (g *Grid) NodeProcesses() map[int]string {
 	g.t.Helper()
 	found := map[int]string{}
@@ -206,6 +206,11 @@ func (g *Grid) NodeProcesses() map[int]string {
 		pid, err := strconv.Atoi(d.Name())
 		if err != nil {
 			continue
+		}
+		if log, err := os.Readlink("/proc/" + d.Name() + "/fd/1"); err == nil && strings.HasPrefix(log, g.Home+"/agents/") {
+			if id, ok := strings.CutSuffix(filepath.Base(log), ".log"); ok {
+				found[pid] = id
+			}
 		}
 		env, err := os.ReadFile("/proc/" + d.Name() + "/environ")
 		if err != nil || !bytes.Contains(env, []byte("SUTRA_STORAGE_PATH="+g.Dir+"/")) {

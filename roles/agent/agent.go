@@ -68,6 +68,10 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the agent's home: %w", err)
 	}
+	dir, err := filepath.EvalSymlinks(dir) // the kernel names a node's log so
+	if err != nil {
+		return nil, fmt.Errorf("find the agent's home: %w", err)
+	}
 	unlock, err := config.Lock(filepath.Join(dir, "lock"))
 	if errors.Is(err, config.ErrLocked) {
 		return nil, rpc.Errorf(rpc.AgentIDTaken, "agent %s can't have its home %s: %v", id, dir, err).

@@ -52,6 +52,7 @@ type Manager struct {
 	units   *supervisor.Supervisor
 	logs    *supervisor.Logs
 	records records
+	wanted  wanted
 
 	// dirty holds a token while something changed that nobody has asked for yet.
 	dirty chan struct{}
@@ -64,6 +65,10 @@ type Manager struct {
 	closing  bool
 	// erasing are the ids whose records are being removed, each closed when that is done.
 	erasing map[string]chan struct{}
+	// owed are entries whose records couldn't be removed. That is tried again: on record, they would come back.
+	owed []*entry
+	// strays are the ids of nodes that run and couldn't be taken up.
+	strays map[string]bool
 
 	erasures sync.WaitGroup
 }
@@ -74,10 +79,11 @@ type entry struct {
 	profile string // of the node
 	// launched is closed once either unit or refused is set.
 	launched chan struct{}
-	// writing holds one token; who writes the entry's record has it meanwhile. written is the version on disk, and belongs
-	// to whoever has the token.
+	// writing holds one token; who writes the entry's record has it meanwhile. written, the version on disk, and copied, that
+	// there is a copy of what is wanted, belong to whoever has the token.
 	writing chan struct{}
 	written uint64
+	copied  bool
 	// silent is closed once nothing of the node is left that could write to its log. Under Manager.mu.
 	silent chan struct{}
 
@@ -112,12 +118,15 @@ func newEntry(spec *sutrav1.Node) *entry {
 
 // New takes up the nodes that an earlier agent of this home left running, or is to run again.
 func New(cfg Config) (*Manager, error) {
-	m := &Manager{cfg: cfg, dirty: make(chan struct{}, 1), entries: map[string]*entry{}, gone: map[string]uint64{}, erasing: map[string]chan struct{}{}}
+	m := &Manager{cfg: cfg, dirty: make(chan struct{}, 1), entries: map[string]*entry{}, gone: map[string]uint64{}, erasing: map[string]chan struct{}{}, strays: map[string]bool{}}
 	var err error
 	if m.units, err = supervisor.New((*journal)(m), m.happened); err != nil {
 		return nil, err
 	}
 	if m.logs, err = m.openLogs(); err != nil {
+		return nil, err
+	}
+	if m.wanted, err = openWanted(filepath.Join(cfg.Dir, "wanted")); err != nil {
 		return nil, err
 	}
 	records, kept, aside, err := openRecords(filepath.Join(cfg.Dir, "nodes.db"))
@@ -140,7 +149,7 @@ func (m *Manager) Dirty() <-chan struct{} { return m.dirty }
 // case the node goes on starting. A node_id that is known already isn't run again:
 // its outcome is awaited.
 func (m *Manager) Spawn(ctx context.Context, want *sutrav1.Node) (*sutrav1.Node, error) {
-	e, isNew, err := m.admit(want)
+	e, isNew, err := m.admit(ctx, want)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +160,7 @@ func (m *Manager) Spawn(ctx context.Context, want *sutrav1.Node) (*sutrav1.Node,
 }
 
 // admit takes a node in, with its slot, port and path, or returns the entry that has its id.
-func (m *Manager) admit(want *sutrav1.Node) (e *entry, isNew bool, err error) {
+func (m *Manager) admit(ctx context.Context, want *sutrav1.Node) (e *entry, isNew bool, err error) {
 	id := want.GetNodeId()
 	if _, ok := m.cfg.Profiles[want.GetProfile()]; !ok {
 		return nil, false, m.unknownProfile(want.GetProfile())
@@ -167,7 +176,11 @@ func (m *Manager) admit(want *sutrav1.Node) (e *entry, isNew bool, err error) {
 	m.mu.Lock()
 	for erased := m.erasing[id]; erased != nil; erased = m.erasing[id] {
 		m.mu.Unlock()
-		<-erased
+		select {
+		case <-erased:
+		case <-ctx.Done():
+			return nil, false, rpc.AsError(ctx.Err())
+		}
 		m.mu.Lock()
 	}
 	defer m.mu.Unlock()
@@ -232,7 +245,7 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 			m.undo(e)
 		}
 	}()
-	if m.cfg.Cgroups.Populated(e.id) {
+	if m.stray(e.id) {
 		return m.retake(e, profile, binary)
 	}
 	if err := m.takePort(e); err != nil {
@@ -391,9 +404,7 @@ func (m *Manager) happened(ev supervisor.Event) {
 // Stop ends a node, forgets it and returns its last state; nil where there is no
 // such node. An error means that ctx ended first: the stop goes on.
 func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
-	m.mu.Lock()
-	e := m.entries[id]
-	m.mu.Unlock()
+	e := m.entryOf(id)
 	if e == nil {
 		return nil, nil
 	}
@@ -401,6 +412,9 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 		return nil, stillRunning(id)
 	}
 	if e.refused != nil {
+		if m.stray(id) {
+			return nil, e.refused
+		}
 		return nil, nil
 	}
 	m.note(e, func() {
@@ -411,15 +425,13 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 	})
 	// The master has written down that the node is to end. That this agent has, too, is waited for by whoever is answered,
 	// and not by the node: what was called stopped isn't started again after a crash.
-	noted := make(chan struct{})
-	go func() {
-		defer close(noted)
-		if err := m.persist(e); err != nil {
-			m.cfg.Log.Warn().Err(err).Str("node_id", id).Msg("stop not written down; it is done all the same")
-		}
-	}()
+	noted := make(chan error, 1)
+	go func() { noted <- m.persist(e) }()
 	e.unit.Stop()
-	<-noted
+	unnoted := <-noted
+	if unnoted != nil {
+		m.cfg.Log.Warn().Err(unnoted).Str("node_id", id).Msg("stop not written down; it is done all the same")
+	}
 	select {
 	case <-e.unit.Done():
 	case <-ctx.Done():
@@ -427,8 +439,11 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 	}
 	if phase := e.unit.State().Phase; phase != supervisor.Stopped && phase != supervisor.Failed {
 		// It was let go before it took notice.
-		return nil, rpc.Errorf(rpc.StillRunning, "node %s hasn't ended: its agent is shutting down", id).With("node_id", id).
-			WithHint("its stop is noted, and done at the agent's next start: sutra node-status --node %s", id)
+		err := rpc.Errorf(rpc.StillRunning, "node %s hasn't ended: its agent is shutting down", id).With("node_id", id)
+		if unnoted != nil {
+			return nil, err.WithHint("repeat the stop once the agent runs again: sutra stop --node %s", id)
+		}
+		return nil, err.WithHint("its stop is noted, and done at the agent's next start: sutra node-status --node %s", id)
 	}
 	m.drop(e)
 	m.mu.Lock()
@@ -513,6 +528,7 @@ func (m *Manager) Close(stop bool) error {
 		}
 	}
 	m.erasures.Wait()
+	m.settle()
 	return m.records.db.Close()
 }
 

@@ -1,6 +1,10 @@
 package nodes
 
-import "github.com/sutra-grid/sutra/supervisor"
+import (
+	"errors"
+
+	"github.com/sutra-grid/sutra/supervisor"
+)
 
 // persist brings what is on disk of an entry to what it is now. Writes of one entry follow each other, and each writes
 // what is newest when its turn has come: an older state never replaces a newer one.
@@ -16,9 +20,13 @@ func (m *Manager) persist(e *entry) error {
 	}
 	var err error
 	if erased {
-		err = m.records.remove(e.id)
+		err = errors.Join(m.records.remove(e.id), m.wanted.drop(e.id))
 	} else {
-		err = m.records.save(rec)
+		if !e.copied { // what is wanted stays so
+			err = m.wanted.keep(rec.GetNode())
+			e.copied = err == nil
+		}
+		err = errors.Join(err, m.records.save(rec))
 	}
 	if err == nil {
 		e.written = version
@@ -38,7 +46,35 @@ func (m *Manager) note(e *entry, change func()) {
 func (m *Manager) erase(e *entry) {
 	m.note(e, func() { e.erased = true })
 	if err := m.persist(e); err != nil {
-		m.cfg.Log.Warn().Err(err).Str("node_id", e.id).Msg("record of an ended node not removed")
+		m.cfg.Log.Warn().Err(err).Str("node_id", e.id).Msg("record of an ended node not removed; trying on")
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.owed = append(m.owed, e)
+	}
+}
+
+// settle removes the records that are owed. Where an id has come back meanwhile, its new record stands.
+func (m *Manager) settle() {
+	m.mu.Lock()
+	owed := m.owed
+	m.owed = nil
+	m.mu.Unlock()
+	for _, e := range owed {
+		erased := make(chan struct{})
+		m.mu.Lock()
+		again := m.entries[e.id] != nil || m.erasing[e.id] != nil
+		if !again {
+			m.erasing[e.id] = erased
+		}
+		m.mu.Unlock()
+		if again {
+			continue
+		}
+		m.erase(e)
+		m.mu.Lock()
+		delete(m.erasing, e.id)
+		m.mu.Unlock()
+		close(erased)
 	}
 }
 

@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -147,8 +148,8 @@ func TestLetGoWhileStarting(t *testing.T) {
 	})
 }
 
-// A process is found again that was forked right before the end, when its identity wasn't yet on record; with a control
-// group even where it has overwritten its environment.
+// A process is found again that was forked right before the end, when its identity wasn't yet on record; also where it has
+// overwritten its environment.
 func TestForkedAndNotYetOnRecord(t *testing.T) {
 	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {
 		m := newManager(t, cgroups, func(c *Config) {
@@ -156,12 +157,8 @@ func TestForkedAndNotYetOnRecord(t *testing.T) {
 			p.StorageBinary, p.Args = "/usr/bin/env", []string{"-i", "/bin/sleep", "100000"}
 			c.Profiles["bare"] = p
 		})
-		profiles := []string{"default"}
-		if m.cfg.Cgroups != (supervisor.Cgroups{}) {
-			profiles = append(profiles, "bare")
-		}
 		before := map[string]*sutrav1.Node{}
-		for i, profile := range profiles {
+		for i, profile := range []string{"default", "bare"} {
 			id := fmt.Sprintf("node-%d", i)
 			n := mustSpawn(t, m, want(id, as(profile)))
 			before[id] = n
@@ -298,27 +295,33 @@ func TestSpoiltRecords(t *testing.T) {
 			}
 		}, false},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		test := func(t *testing.T, cgroups func(*Config)) {
 			log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = log.Close() }) // after the manager's end
-			m := newManager(t, func(c *Config) {
+			m := newManager(t, cgroups, func(c *Config) {
 				c.Log = zerolog.New(log)
 				p := c.Profiles["default"]
 				p.Name, p.StorageBinary, p.Args = "family", "/bin/sh", []string{"-c", "setsid sleep 100000 & touch ready; wait"}
 				p.Ready.Kind, p.Ready.Arg = "exec", "test -e $HOME/ready"
 				c.Profiles["family"] = p
+				p = c.Profiles["default"]
+				p.Name, p.StorageBinary, p.Args = "bare", "/bin/sh", []string{"-c", "exec env -i sleep 100000"}
+				c.Profiles["bare"] = p
 			})
 			before := map[string]*sutrav1.Node{}
-			for i, profile := range []string{"default", "default", "family"} { // of which one has two session leaders
+			for i, profile := range []string{"default", "bare", "family"} { // of which one has two session leaders
 				n := mustSpawn(t, m, want(fmt.Sprintf("node-%d", i), as(profile), at(filepath.Join(t.TempDir(), "place")), func(n *sutrav1.Node) { n.MemoryLimitMb = 33 }))
 				before[n.GetNodeId()] = n
 			}
 			await(t, "the whole family", func() error {
-				if p := processes(t, m); len(p) != 4 {
+				if p := processes(t, m); len(p) != 3 {
 					return fmt.Errorf("there are %v", p)
+				}
+				if env := zeroSeparated(int(before["node-1"].GetPid()), "environ"); len(env) != 1 || env[0] != "" {
+					return fmt.Errorf("the bare one has %q", env)
 				}
 				return nil
 			})
@@ -338,7 +341,7 @@ func TestSpoiltRecords(t *testing.T) {
 			if all := m.List(); len(all) != len(before) {
 				t.Errorf("nodes: %v", all)
 			}
-			if p := processes(t, m); len(p) != 4 {
+			if p := processes(t, m); len(p) != 3 {
 				t.Errorf("processes: %v", p)
 			}
 			aside, err := filepath.Glob(path + ".damaged-*")
@@ -357,7 +360,8 @@ func TestSpoiltRecords(t *testing.T) {
 					t.Errorf("node was %v\nand is %v", was, is)
 				}
 			}
-		})
+		}
+		t.Run(c.name, func(t *testing.T) { onEachHost(t, test) })
 	}
 }
 
@@ -426,35 +430,108 @@ func TestRecordsOfTheDead(t *testing.T) {
 	})
 }
 
-// A node whose record was lost and which dropped its environment, as redis does, is found by its group when it is wanted again.
-func TestNodeWithoutRecordAndMark(t *testing.T) {
+// A node that runs, and of which neither a record nor a copy is left, is taken up when it is wanted again, and ended when it
+// is to be stopped; with control groups also where it has dropped its environment and its log.
+func TestStrays(t *testing.T) {
 	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {
-		m := newManager(t, cgroups, func(c *Config) {
-			p := c.Profiles["default"]
-			p.StorageBinary, p.Args = "/usr/bin/env", []string{"-i", "/bin/sleep", "100000"}
-			c.Profiles["markless"] = p
-		})
-		if m.cfg.Cgroups == (supervisor.Cgroups{}) {
-			return // nothing tells such a process without a control group
-		}
-		wish := want("node-1", as("markless"), on(freePort(t)))
-		was := mustSpawn(t, m, wish)
-		if err := m.Close(false); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Remove(filepath.Join(m.cfg.Dir, "nodes.db")); err != nil {
-			t.Fatal(err)
-		}
-		m = open(t, m.cfg)
-		if _, known := m.Get("node-1"); known {
-			t.Fatal("it is known: this test shows nothing")
-		}
-		is := mustSpawn(t, m, wish)
-		if is.GetPid() != was.GetPid() {
-			t.Errorf("pid %d, want %d: there are two now", is.GetPid(), was.GetPid())
-		}
-		if _, err := m.Stop(t.Context(), "node-1"); err != nil {
-			t.Error(err)
+		for name, script := range map[string]string{
+			"with its mark":    "exec sleep 100000",
+			"with its log":     "exec env -i sleep 100000",
+			"with its group":   "exec env -i sleep 100000 >/dev/null 2>&1",
+			"that has a child": "env -i setsid sleep 100000 & exec env -i sleep 100000",
+		} {
+			t.Run(name, func(t *testing.T) {
+				m := newManager(t, cgroups, func(c *Config) {
+					p := c.Profiles["default"]
+					p.StorageBinary, p.Args = "/bin/sh", []string{"-c", script}
+					c.Profiles["stray"] = p
+				})
+				if m.cfg.Cgroups == (supervisor.Cgroups{}) && name == "with its group" {
+					return // nothing tells it from a stranger
+				}
+				wish := want("node-1", as("stray"), on(freePort(t)))
+				was := mustSpawn(t, m, wish)
+				await(t, "the process to be what it is to be", func() error {
+					if command := zeroSeparated(int(was.GetPid()), "cmdline"); len(command) == 0 || filepath.Base(command[0]) != "sleep" {
+						return fmt.Errorf("it is %q", command)
+					}
+					return nil
+				})
+				lose := func() {
+					if err := m.Close(false); err != nil {
+						t.Fatal(err)
+					}
+					for _, name := range []string{"nodes.db", "wanted/node-1"} {
+						if err := os.Remove(filepath.Join(m.cfg.Dir, name)); err != nil {
+							t.Fatal(err)
+						}
+					}
+					m = open(t, m.cfg)
+					if _, known := m.Get("node-1"); known {
+						t.Fatal("it is known: this test shows nothing")
+					}
+				}
+				lose()
+				_, err := m.Spawn(t.Context(), want("node-1", as("stray")))
+				expectReason(t, err, rpc.NodeStillLive)
+				if is := mustSpawn(t, m, wish); is.GetPid() != was.GetPid() {
+					t.Errorf("pid %d, want %d: there are two now", is.GetPid(), was.GetPid())
+				}
+				lose()
+				if n, err := m.Stop(t.Context(), "node-1"); err != nil || n.GetPhase() != sutrav1.Phase_PHASE_STOPPED {
+					t.Errorf("stop: %v, %v", n, err)
+				}
+				if command := zeroSeparated(int(was.GetPid()), "cmdline"); len(command) > 0 {
+					t.Errorf("process %d runs on: %q", was.GetPid(), command)
+				}
+				if n, err := m.Stop(t.Context(), "node-1"); n != nil || err != nil {
+					t.Errorf("stopped again: %v, %v", n, err)
+				}
+			})
 		}
 	})
+}
+
+// A record that couldn't be removed is removed later: a node that was stopped doesn't come back.
+func TestRecordsThatAreOwed(t *testing.T) {
+	m := newManager(t)
+	for _, id := range []string{"node-1", "node-2"} {
+		mustSpawn(t, m, want(id))
+	}
+	copied := filepath.Join(m.cfg.Dir, "wanted", "node-1")
+	// A folder in its place, with something in it, can't be removed; nor could a record be on a disk that is broken.
+	if err := errors.Join(os.Remove(copied), os.MkdirAll(filepath.Join(copied, "x"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"node-1", "node-2"} {
+		if _, err := m.Stop(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "the record to be owed", func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if len(m.owed) != 1 || m.owed[0].id != "node-1" {
+			return fmt.Errorf("owed: %v", m.owed)
+		}
+		return nil
+	})
+	m.settle()
+	if len(m.owed) != 1 {
+		t.Errorf("what can't be removed is forgotten: %v", m.owed)
+	}
+	if err := os.RemoveAll(copied); err != nil {
+		t.Fatal(err)
+	}
+	m.settle()
+	if len(m.owed) != 0 {
+		t.Errorf("owed: %v", m.owed)
+	}
+	// An old debt isn't paid with a new record.
+	m.owed = append(m.owed, newEntry(want("node-1")))
+	mustSpawn(t, m, want("node-1"))
+	m.settle()
+	if m = reopen(t, m); len(m.List()) != 1 {
+		t.Errorf("nodes: %v", m.List())
+	}
 }

@@ -24,6 +24,7 @@ type usage struct {
 func (m *Manager) measureUsage(ctx context.Context) {
 	for pause(ctx, m.cfg.CheckEvery); ctx.Err() == nil; pause(ctx, m.cfg.CheckEvery) {
 		m.measure()
+		m.settle()
 	}
 }
 
