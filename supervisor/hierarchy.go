@@ -10,14 +10,13 @@ import (
 	"strings"
 )
 
-// leaf is the group beneath its own that an agent moves to, where processes and controllers can't be in one. systemd
-// makes it by that name where a unit says DelegateSubgroup=agent.
+// leaf is the group beneath its own that an agent moves to, where processes and controllers can't be in one.
 const leaf = "agent"
 
-// OpenCgroups finds what the host has and makes a folder of the given name in each hierarchy that is of use, beneath the
-// group that this process is in. To hand controllers down it moves this process to a group of its own, where no other
-// process is in its present one. lacking says, for the log, what can't be done here, why and what helps. It is no
-// error to run without.
+// OpenCgroups finds what the host has and makes a folder of the given name in each hierarchy that is of use: at the top of
+// the unified one, where this process may, else beneath the group that it is in. To hand controllers down from there it
+// moves to a group of its own, where no other process is in its present one. lacking says, for the log, what can't be done
+// here, why and what helps. It is no error to run without.
 func OpenCgroups(name string) (c Cgroups, lacking []string) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -62,9 +61,9 @@ func openCgroups(mounts, own []byte, name string) (c Cgroups, lacking []string) 
 		_ = give("cpuacct", &c.cpuacct) // without it, what is used is added up from /proc
 	}
 
-	const helps = "; run the agent as root, or as a systemd service with Delegate=yes"
+	const helps = "; run the agent as root"
 	if !group(c).exists() {
-		lacking = append(lacking, fmt.Sprintf("processes that leave their session may escape a stop: %v%s", noGroup, helps))
+		lacking = append(lacking, fmt.Sprintf("processes that leave their session may escape a stop: %v%s, or as a systemd service with Delegate=yes", noGroup, helps))
 	}
 	switch {
 	case c.memory == "" && c.cpu == "":
@@ -118,23 +117,36 @@ func findHierarchy(mountinfo, own []byte, controller string) hierarchy {
 }
 
 // open makes a folder in the unified hierarchy, whose groups have the wanted controllers; missing says of each why they
-// haven't.
+// haven't. At the top nobody is in the way, neither other processes nor a service manager.
 func (h hierarchy) open(name string, wanted []string) (folder string, missing map[string]error, err error) {
+	if folder, missing, err = h.openIn(h.top, name, wanted); err == nil && len(missing) == 0 {
+		return folder, nil, nil
+	}
+	if err == nil {
+		_ = removeGroup(folder) // it was made in vain, unless units are in it
+	}
 	base := h.group
 	if filepath.Base(base) == leaf && base != h.top {
 		base = filepath.Dir(base)
 	}
-	missing = map[string]error{}
-	for _, controller := range wanted {
-		missing[controller] = handDown(base, base == h.group, controller)
-	}
-	folder = filepath.Join(base, name)
+	return h.openIn(base, name, wanted)
+}
+
+func (h hierarchy) openIn(base, name string, wanted []string) (folder string, missing map[string]error, err error) {
+	folder, missing = filepath.Join(base, name), map[string]error{}
 	if err := makeGroup(folder); err != nil {
 		return "", nil, err
 	}
 	for _, controller := range wanted {
-		if missing[controller] == nil {
-			missing[controller] = enable(folder, controller)
+		why := error(nil)
+		if strings.HasSuffix(base, ".service") {
+			// The kernel lets no process into a group that hands controllers down: the next agent's would be refused.
+			why = fmt.Errorf("while nodes ran with them in %s, systemd couldn't start the service again", base)
+		} else if why = handDown(base, base == h.group, controller); why == nil {
+			why = enable(folder, controller)
+		}
+		if why != nil {
+			missing[controller] = why
 		}
 	}
 	return folder, missing, nil

@@ -131,27 +131,27 @@ func TestControllersAreHandedDown(t *testing.T) {
 	}{
 		"alone in a delegated group": {
 			make: func(tr tree) {
-				tr.group("/s.service", "cpu memory pids", "", self)
-				tr.group("/s.service/agent", "", "")
-				tr.group("/s.service/sutra-x", "cpu memory", "")
+				tr.group("/s.scope", "cpu memory pids", "", self)
+				tr.group("/s.scope/agent", "", "")
+				tr.group("/s.scope/sutra-x", "cpu memory", "")
 			},
-			own: "/s.service", folder: "/s.service/sutra-x", limits: true, moved: "/s.service/agent",
+			own: "/s.scope", folder: "/s.scope/sutra-x", limits: true, moved: "/s.scope/agent",
 		},
 		"in the leaf of a delegated group": {
 			make: func(tr tree) {
-				tr.group("/s.service", "cpu memory pids", "")
-				tr.group("/s.service/agent", "", "", self)
-				tr.group("/s.service/sutra-x", "cpu memory", "")
+				tr.group("/s.scope", "cpu memory pids", "")
+				tr.group("/s.scope/agent", "", "", self)
+				tr.group("/s.scope/sutra-x", "cpu memory", "")
 			},
-			own: "/s.service/agent", folder: "/s.service/sutra-x", limits: true,
+			own: "/s.scope/agent", folder: "/s.scope/sutra-x", limits: true,
 		},
 		"in a leaf with others": {
 			make: func(tr tree) {
-				tr.group("/s.service", "cpu memory pids", "cpu memory")
-				tr.group("/s.service/agent", "cpu memory", "", self, 1)
-				tr.group("/s.service/sutra-x", "cpu memory", "cpu memory")
+				tr.group("/s.scope", "cpu memory pids", "cpu memory")
+				tr.group("/s.scope/agent", "cpu memory", "", self, 1)
+				tr.group("/s.scope/sutra-x", "cpu memory", "cpu memory")
 			},
-			own: "/s.service/agent", folder: "/s.service/sutra-x", limits: true,
+			own: "/s.scope/agent", folder: "/s.scope/sutra-x", limits: true,
 		},
 		"with others in one group": {
 			make: func(tr tree) {
@@ -166,6 +166,27 @@ func TestControllersAreHandedDown(t *testing.T) {
 				tr.group("/user/sutra-x", "", "")
 			},
 			own: "/user", folder: "/user/sutra-x", lacking: "/user isn't given the memory controller",
+		},
+		"a service, which must be started again": {
+			make: func(tr tree) {
+				tr.group("/s.service", "cpu memory", "", self)
+				tr.group("/s.service/sutra-x", "cpu memory", "")
+			},
+			own: "/s.service", folder: "/s.service/sutra-x", lacking: "/s.service, systemd couldn't start the service again",
+		},
+		"a service, and the top is open": {
+			make: func(tr tree) {
+				tr.group("/s.service", "cpu memory", "", self)
+				tr.group("/sutra-x", "cpu memory", "")
+			},
+			own: "/s.service", folder: "/sutra-x", limits: true,
+		},
+		"a session, and the top is open": {
+			make: func(tr tree) {
+				tr.group("/user", "cpu memory", "", self, 1)
+				tr.group("/sutra-x", "cpu memory", "")
+			},
+			own: "/user", folder: "/sutra-x", limits: true,
 		},
 		"the root, which may have both": {
 			make: func(tr tree) {
@@ -191,7 +212,7 @@ func TestControllersAreHandedDown(t *testing.T) {
 			case test.lacking == "" && len(lacking) > 0, test.lacking != "" && len(lacking) != 1:
 				t.Errorf("lacking %q, want %q", lacking, test.lacking)
 			case test.lacking != "":
-				for _, part := range []string{"memory limits", "aren't enforced", test.lacking, "Delegate=yes"} {
+				for _, part := range []string{"memory limits", "aren't enforced", test.lacking, "as root"} {
 					if !strings.Contains(lacking[0], part) {
 						t.Errorf("lacking %q, want %q in it", lacking[0], part)
 					}
@@ -204,7 +225,7 @@ func TestControllersAreHandedDown(t *testing.T) {
 					t.Errorf("%s hands down %q", group, got)
 				}
 			}
-			if got := tr.read("/s.service/agent/cgroup.procs"); test.moved != "" && got != "0" {
+			if got := tr.read("/s.scope/agent/cgroup.procs"); test.moved != "" && got != "0" {
 				t.Errorf("the group of its own has %q", got)
 			}
 			if got := tr.read(test.own + "/cgroup.procs"); test.moved == "" && !strings.HasPrefix(got, strconv.Itoa(self)) {
@@ -212,6 +233,9 @@ func TestControllersAreHandedDown(t *testing.T) {
 			}
 			if test.moved == "" && exists(filepath.Join(tr.top, test.own, "agent")) {
 				t.Error("a group was made to move to")
+			}
+			if in := "/sutra-x"; in != test.folder && exists(filepath.Join(tr.top, in)) {
+				t.Error("a group was made in vain at the top")
 			}
 		})
 	}
