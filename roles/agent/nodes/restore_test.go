@@ -492,6 +492,43 @@ func TestStrays(t *testing.T) {
 	})
 }
 
+// A node that can't be taken up is neither started a second time nor called stopped while it runs.
+func TestNodeThatCannotBeTakenUp(t *testing.T) {
+	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {
+		m := newManager(t, cgroups)
+		wish := want("node-1", on(freePort(t)))
+		was := mustSpawn(t, m, wish)
+		m.mu.Lock()
+		broken := recordMessage(m.entries["node-1"].spec, m.entries["node-1"].record)
+		m.mu.Unlock()
+		broken.Node = proto.CloneOf(broken.GetNode())
+		broken.Node.StoragePath = "no/absolute/path"
+		if err := m.records.save(broken); err != nil {
+			t.Fatal(err)
+		}
+		m = reopen(t, m)
+		if n, known := m.Get("node-1"); known {
+			t.Fatalf("it is known as %v: this test shows nothing", n)
+		}
+		if is := mustSpawn(t, m, wish); is.GetPid() != was.GetPid() {
+			t.Errorf("pid %d, want %d: there are two now", is.GetPid(), was.GetPid())
+		}
+		if err := m.records.save(broken); err != nil {
+			t.Fatal(err)
+		}
+		m = reopen(t, m)
+		if n, err := m.Stop(t.Context(), "node-1"); err != nil || n.GetPhase() != sutrav1.Phase_PHASE_STOPPED {
+			t.Errorf("stop: %v, %v", n, err)
+		}
+		if command := zeroSeparated(int(was.GetPid()), "cmdline"); len(command) > 0 {
+			t.Errorf("process %d runs on: %q", was.GetPid(), command)
+		}
+		if m = reopen(t, m); len(m.List()) > 0 {
+			t.Errorf("stopped, it is on record: %v", m.List())
+		}
+	})
+}
+
 // A record that couldn't be removed is removed later: a node that was stopped doesn't come back.
 func TestRecordsThatAreOwed(t *testing.T) {
 	m := newManager(t)
