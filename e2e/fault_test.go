@@ -175,7 +175,8 @@ func TestFullDiskOfAnAgent(t *testing.T) {
 	home := filepath.Join(g.Home, "agents", "agent-001")
 	harness.SmallDisk(t, home, 16)
 	g.StartMaster()
-	g.StartAgent("agent-001", manyProfiles)
+	agent := g.StartAgent("agent-001", manyProfiles)
+	others := spawnMany(t, g, 2, &sutrav1.SpawnNodeRequest{Profile: "sleep"})
 	node := g.Spawn(&sutrav1.SpawnNodeRequest{MemoryLimitMb: 256}) // of which its files, on a disk in memory, take their part
 	putKey(t, node.GetEndpoint(), "k", "v")
 	found := func() []string {
@@ -209,7 +210,7 @@ func TestFullDiskOfAnAgent(t *testing.T) {
 	if after := found(); strings.Join(after, " ") != strings.Join(before, " ") {
 		t.Errorf("the refused spawns left files: %q, before %q", after, before)
 	}
-	if all := g.Nodes(true); len(all) != 1 {
+	if all := g.Nodes(true); len(all) != 3 {
 		t.Errorf("the refused spawns left nodes: %v", all)
 	}
 	if code, body := put(); code != http.StatusInsufficientStorage {
@@ -218,6 +219,13 @@ func TestFullDiskOfAnAgent(t *testing.T) {
 	if got := getKey(t, node.GetEndpoint(), "k"); got != "v" {
 		t.Errorf("key is %q on a full disk", got)
 	}
+	// The next agent starts there, too, and looks after all of them.
+	agent.Kill()
+	restarted(t, g, "agent-001", "full")
+	takenUp(t, g, append([]*sutrav1.Node{node}, others...))
+	killNode(t, g, others[0])
+	g.AwaitNode(others[0].GetNodeId(), "to be restarted", func(n *sutrav1.Node) bool { return n.GetPhase() == running && n.GetRestartCount() == 1 })
+	stopAll(t, g, []string{others[1].GetNodeId()})
 
 	free()
 	if code, body := put(); code != http.StatusNoContent {

@@ -118,15 +118,15 @@ func newEntry(spec *sutrav1.Node) *entry {
 
 // New takes up the nodes that an earlier agent of this home left running, or is to run again.
 func New(cfg Config) (*Manager, error) {
-	m := &Manager{cfg: cfg, dirty: make(chan struct{}, 1), entries: map[string]*entry{}, gone: map[string]uint64{}, erasing: map[string]chan struct{}{}, strays: map[string]bool{}}
+	m := &Manager{
+		cfg: cfg, wanted: wanted(filepath.Join(cfg.Dir, "wanted")), dirty: make(chan struct{}, 1), entries: map[string]*entry{},
+		gone: map[string]uint64{}, erasing: map[string]chan struct{}{}, strays: map[string]bool{},
+	}
 	var err error
 	if m.units, err = supervisor.New((*journal)(m), m.happened); err != nil {
 		return nil, err
 	}
 	if m.logs, err = m.openLogs(); err != nil {
-		return nil, err
-	}
-	if m.wanted, err = openWanted(filepath.Join(cfg.Dir, "wanted")); err != nil {
 		return nil, err
 	}
 	records, kept, aside, err := openRecords(filepath.Join(cfg.Dir, "nodes.db"))

@@ -16,13 +16,6 @@ import (
 // node's process lives. That is why nothing is synced: a copy needn't outlive its host's end.
 type wanted string
 
-func openWanted(dir string) (wanted, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("make the folder of copies: %w", err)
-	}
-	return wanted(dir), nil
-}
-
 func (w wanted) path(id string) string { return filepath.Join(string(w), id) }
 
 func (w wanted) keep(node *sutrav1.Node) error {
@@ -30,7 +23,11 @@ func (w wanted) keep(node *sutrav1.Node) error {
 	if err != nil {
 		return fmt.Errorf("encode what is wanted of %s: %w", node.GetNodeId(), err)
 	}
-	if err := os.WriteFile(w.path(node.GetNodeId()), data, 0o600); err != nil {
+	err = os.WriteFile(w.path(node.GetNodeId()), data, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errors.Join(os.MkdirAll(string(w), 0o700), os.WriteFile(w.path(node.GetNodeId()), data, 0o600))
+	}
+	if err != nil {
 		return fmt.Errorf("copy what is wanted of %s: %w", node.GetNodeId(), err)
 	}
 	return nil
@@ -61,6 +58,9 @@ func (w wanted) drop(id string) error {
 // dropOthers removes the copies of nodes that aren't among the known ones.
 func (w wanted) dropOthers(known map[string]bool) error {
 	files, err := os.ReadDir(string(w))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	for _, f := range files {
 		if !known[f.Name()] {
 			err = errors.Join(err, w.drop(f.Name()))
