@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -103,7 +101,7 @@ func TestAdoptAfterADeathAtAnyStep(t *testing.T) {
 				}
 				w.kill()
 				exited := w.until(ProcessExited).State
-				if exit := exited.LastExit; exit.Signal != "SIGKILL" && !unsaid(exit) {
+				if exit := exited.LastExit; exit.Signal != "SIGKILL" {
 					t.Errorf("exit %+v", exit)
 				}
 				if again := w.until(ProcessReady).State; again.Restarts != test.restarts+1 || again.PID == ready.PID {
@@ -136,45 +134,6 @@ func eventually(met func() bool) bool {
 	}
 	return true
 }
-
-// unsaid tells whether an exit is unknown because this kernel doesn't tell, or because the host's first process, whose children
-// adopted ones are, takes longer to ask than anybody waits for it.
-func unsaid(e *Exit) bool {
-	var v unix.Utsname
-	if !e.Unknown || unix.Uname(&v) != nil {
-		return false
-	}
-	var major, minor int
-	_, err := fmt.Sscanf(unix.ByteSliceToString(v.Release[:]), "%d.%d", &major, &minor)
-	return err == nil && (major < 6 || major == 6 && minor < 15) || lateReaper()
-}
-
-// lateReaper tells whether orphans stay zombies for a while on this host.
-var lateReaper = sync.OnceValue(func() bool {
-	const prompt = 100 * time.Millisecond
-	out, err := exec.Command("sh", "-c", "sleep .1 >/dev/null & echo $!").Output()
-	if err != nil {
-		return false
-	}
-	orphan, err := strconv.Atoi(strings.TrimSpace(string(out)))
-	if err != nil {
-		return false
-	}
-	for {
-		if st, err := readStat(orphan); err != nil || st.zombie {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
-	died := time.Now()
-	for time.Since(died) < prompt {
-		if _, err := readStat(orphan); err != nil {
-			return false
-		}
-		time.Sleep(time.Millisecond)
-	}
-	return true
-})
 
 func unbroken(t *testing.T, path string) {
 	t.Helper()
@@ -210,34 +169,46 @@ func TestAdoptedExitCodeIsTheKernels(t *testing.T) {
 	w := adopt(t, spec, *r)
 	w.until(ProcessReady)
 	w.Stop()
-	if exit := w.end().State.LastExit; (exit.Code != 3 || exit.Unknown || exit.Signal != "") && !unsaid(exit) {
+	if exit := w.end().State.LastExit; exit.Code != 3 || exit.Unknown || exit.Signal != "" {
 		t.Errorf("exit %+v", exit)
 	}
 	w.expect("process adopted: running", "process ready: running", "unit ended: stopped")
 	over()
 }
 
-// Where nobody reaps orphans, a zombie keeps nothing from ending.
+// Where nobody reaps orphans, a zombie keeps nothing from ending, and its exit is known.
 func TestAdoptedZombieEndsTheUnit(t *testing.T) {
-	p := plan{Dir: t.TempDir(), Mode: "serve", DieAt: 3, Written: true, BackOff: quick(), Lazy: true}
-	spec, err := p.spec(Cgroups{})
-	if err != nil {
-		t.Fatal(err)
+	for name, test := range map[string]struct{ mode, want string }{
+		"by a signal": {"serve", "killed by SIGTERM"},
+		"by itself":   {"exit-at-term", "exit code 3"},
+		"well":        {"end-at-term", "exit code 0"},
+		"by a thread": {"thread-at-term", "exit code 5"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := plan{Dir: t.TempDir(), Mode: test.mode, DieAt: 3, Written: true, BackOff: quick(), Lazy: true}
+			spec, err := p.spec(Cgroups{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, over := carryOut(t, p)
+			if gone(r.Identity.PID) {
+				t.Error("it serves, and is taken for gone")
+			}
+			w := adopt(t, spec, *r)
+			w.until(ProcessReady)
+			asked := time.Now()
+			w.Stop()
+			exit := w.end().State.LastExit
+			if exit.Unknown || exit.String() != test.want {
+				t.Errorf("exit %+v, want %s", exit, test.want)
+			}
+			if exit.At.Before(asked) {
+				t.Errorf("ended at %v, before it was asked to", exit.At)
+			}
+			w.expect("process adopted: running", "process ready: running", "unit ended: stopped")
+			over()
+		})
 	}
-	r, over := carryOut(t, p)
-	w := adopt(t, spec, *r)
-	w.until(ProcessReady)
-	asked := time.Now()
-	w.Stop()
-	exit := w.end().State.LastExit
-	if !exit.Unknown || exit.Code != -1 || exit.Signal != "" || exit.String() != "an exit that nobody saw" {
-		t.Errorf("exit %+v", exit)
-	}
-	if exit.At.Before(asked) {
-		t.Errorf("ended at %v, before it was asked to", exit.At)
-	}
-	w.expect("process adopted: running", "process ready: running", "unit ended: stopped")
-	over()
 }
 
 // ranBefore is the record of a unit whose process is gone.
@@ -369,7 +340,7 @@ func TestStopOfAnAdoptedProcessThatIsNotReady(t *testing.T) {
 	w := adopt(t, spec, *r)
 	w.until(ProcessAdopted)
 	w.Stop()
-	if exit := w.end().State.LastExit; exit.Signal != "SIGTERM" && !unsaid(exit) {
+	if exit := w.end().State.LastExit; exit.Signal != "SIGTERM" {
 		t.Errorf("exit %+v", exit)
 	}
 	w.expect("process adopted: starting", "unit ended: stopped")

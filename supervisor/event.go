@@ -39,7 +39,8 @@ type Exit struct {
 	At     time.Time
 	// Output is the end of what this process wrote, at most 4 KiB.
 	Output string
-	// Unknown: it ended, and the kernel couldn't say how. That is so of processes that were adopted, before Linux 6.15.
+	// Unknown: it ended, and nobody saw how. That is so of what ended while no supervisor ran, and of adopted processes before
+	// Linux 6.6, or where they aren't this process's to look at.
 	Unknown bool
 	// OOMKilled: the kernel killed the process, or one of its descendants before it ended by itself, because the unit
 	// went beyond its memory limit.

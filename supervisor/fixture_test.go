@@ -1,10 +1,12 @@
 package supervisor
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -60,14 +62,35 @@ func fixture(mode string, args []string) error {
 			return err
 		}
 		time.Sleep(time.Hour)
-	case "exit-at-term":
+	case "exit-at-term", "end-at-term":
 		term := make(chan os.Signal, 1)
 		signal.Notify(term, unix.SIGTERM)
 		if err := touch(args[0], ""); err != nil {
 			return err
 		}
 		<-term
-		syscall.Exit(3)
+		syscall.Exit(map[string]int{"exit-at-term": 3}[mode])
+	case "thread-at-term": // its first thread ended long ago, and otherwise than the process
+		go endFirstThread()
+		for {
+			status, err := os.ReadFile("/proc/self/status")
+			if err != nil {
+				return err
+			}
+			if strings.Contains(string(status), "State:\tZ") {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		term := make(chan os.Signal, 1)
+		signal.Notify(term, unix.SIGTERM)
+		if err := touch(args[0], ""); err != nil {
+			return err
+		}
+		<-term
+		syscall.Exit(5)
+	case "witness":
+		return witness(args)
 	case "escape": // args[1] is the mode of a grandchild that leads a session of its own, and whose parent is gone
 		if err := again("escape-twice", args...).Run(); err != nil {
 			return err
@@ -171,6 +194,44 @@ func fixture(mode string, args []string) error {
 		return err
 	}
 	time.Sleep(time.Hour)
+	return nil
+}
+
+// endFirstThread ends the thread by which the kernel shows this process. Sooner or later the runtime gives a goroutine
+// that thread, where those that have others keep them.
+func endFirstThread() {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		_, _, _ = unix.Syscall(unix.SYS_EXIT, 1, 0, 0)
+	}
+	go endFirstThread()
+	select {}
+}
+
+// witness tells, as user args[1], what it knows of how process args[0] ended, at once and later.
+func witness(args []string) error {
+	pid, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	uid, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	if uid != os.Getuid() {
+		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(uid), syscall.Setuid(uid)); err != nil {
+			return err
+		}
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	p := &process{identity: Identity{PID: pid}, pidfd: os.NewFile(uintptr(fd), "pidfd")}
+	status, known := p.status()
+	fmt.Println(int(status), known)
+	status, known = p.statusLater()
+	fmt.Println(int(status), known)
 	return nil
 }
 

@@ -67,7 +67,7 @@ func readStat(pid int) (stat, error) {
 
 // stat is what is used of /proc/PID/stat.
 type stat struct {
-	// zombie: it has ended, and its parent hasn't asked how.
+	// zombie: it has ended, all its threads have, and its parent hasn't asked how.
 	zombie bool
 	// stopped: a signal did that, and no debugger.
 	stopped    bool
@@ -77,6 +77,8 @@ type stat struct {
 	startTicks uint64
 	// cpu is what it and the children that it waited for have used.
 	cpu time.Duration
+	// exit is how a zombie ended; also 0 where that isn't this process's to know.
+	exit unix.WaitStatus
 }
 
 // parseStat reads a line of /proc/PID/stat. The name in it may hold anything, parentheses and line breaks
@@ -88,7 +90,7 @@ func parseStat(line []byte) (stat, error) {
 	}
 	fields := strings.Fields(string(line[end+1:]))
 	// Numbered from 1 by proc(5); the state, field 3, is the first here.
-	const state, ppid, group, session, utime, cstime, starttime = 0, 4 - 3, 5 - 3, 6 - 3, 14 - 3, 17 - 3, 22 - 3
+	const state, ppid, group, session, utime, cstime, threads, starttime, exitcode = 0, 4 - 3, 5 - 3, 6 - 3, 14 - 3, 17 - 3, 20 - 3, 22 - 3, 52 - 3
 	if len(fields) <= starttime {
 		return stat{}, fmt.Errorf("it has %d fields after the name", len(fields))
 	}
@@ -108,8 +110,13 @@ func parseStat(line []byte) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("read parent: %w", err)
 	}
+	left, err := strconv.Atoi(fields[threads])
+	if err != nil {
+		return stat{}, fmt.Errorf("read count of threads: %w", err)
+	}
 	st := stat{
-		zombie: fields[state] == "Z" || fields[state] == "X", stopped: fields[state] == "T",
+		// A first thread that has ended before the others is shown as a zombie, too.
+		zombie: (fields[state] == "Z" || fields[state] == "X") && left <= 1, stopped: fields[state] == "T",
 		parent: parent, group: pgrp, session: sid, startTicks: ticks,
 	}
 	for _, field := range fields[utime : cstime+1] {
@@ -118,6 +125,13 @@ func parseStat(line []byte) (stat, error) {
 			return stat{}, fmt.Errorf("read cpu time: %w", err)
 		}
 		st.cpu += time.Duration(used) * tick
+	}
+	if len(fields) > exitcode {
+		code, err := strconv.ParseUint(fields[exitcode], 10, 32)
+		if err != nil {
+			return stat{}, fmt.Errorf("read exit code: %w", err)
+		}
+		st.exit = unix.WaitStatus(code)
 	}
 	return st, nil
 }
@@ -158,9 +172,44 @@ func ended(pidfd, wait int) bool {
 	}
 }
 
-// exitStatus asks the kernel how a process ended that isn't this one's child. known is false while its parent
+// exitOfZombie tells how a process ended that isn't this one's child, and that its parent hasn't reaped. known is false
+// where it has, or where the kernel doesn't tell.
+func exitOfZombie(pid, pidfd int) (status unix.WaitStatus, known bool) {
+	if !statHasExits() {
+		return 0, false
+	}
+	st, err := readStat(pid)
+	if err != nil || !st.zombie || st.exit == 0 && !maySee(pid) {
+		return 0, false
+	}
+	// Until it is reaped its pid is its own: what was read is of this process, and isn't of one half taken apart.
+	err = unix.PidfdSendSignal(pidfd, 0, nil, 0)
+	return st.exit, err == nil || errors.Is(err, unix.EPERM)
+}
+
+// maySee tells whether the kernel shows this process all that /proc/PID/stat has of another one: it hides some of a stranger's and
+// writes 0 instead. A zombie has nothing left that would show it but this link, which is under the same condition. A
+// process's user or group alone wouldn't tell: one that has changed them, or a security module, may hide it too.
+func maySee(pid int) bool {
+	_, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/user")
+	return err == nil
+}
+
+// statHasExits tells whether the exit code in /proc/PID/stat is the process's. Older kernels have the first thread's there,
+// which may have ended before and otherwise.
+func statHasExits() bool {
+	var v unix.Utsname
+	if unix.Uname(&v) != nil {
+		return false
+	}
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(v.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 6)
+}
+
+// exitOfReaped asks the kernel how a process ended that isn't this one's child. known is false while its parent
 // hasn't reaped it, and able is false where the kernel never says: before Linux 6.15.
-func exitStatus(pidfd int) (status unix.WaitStatus, known, able bool) {
+func exitOfReaped(pidfd int) (status unix.WaitStatus, known, able bool) {
 	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 	err := unix.IoctlPidfdInfo(pidfd, &info)
 	switch {

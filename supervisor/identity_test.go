@@ -18,6 +18,8 @@ func TestParseStat(t *testing.T) {
 	halted.stopped = true
 	ended := want
 	ended.zombie = true
+	withExit := ended
+	withExit.exit = 3 << 8
 	for name, test := range map[string]struct {
 		line string
 		want stat
@@ -33,6 +35,10 @@ func TestParseStat(t *testing.T) {
 		"a traced one":       {statLine("sleep", "t"+fields[1:]), want, ""},
 		"a zombie":           {statLine("sleep", "Z"+fields[1:]), ended, ""},
 		"a dead one":         {statLine("sleep", "X"+fields[1:]), ended, ""},
+		"a first thread":     {statLine("server", "Z"+strings.Replace(fields[1:], " 20 0 1 ", " 20 0 2 ", 1)), want, ""},
+		"how it ended":       {statLine("sleep", "Z"+fields[1:]+strings.Repeat(" 0", 26)+" 768"), withExit, ""},
+		"an odd exit":        {statLine("sleep", fields+strings.Repeat(" 0", 26)+" -1"), stat{}, "read exit code: "},
+		"odd threads":        {statLine("sleep", strings.Replace(fields, " 20 0 1 ", " 20 0 x ", 1)), stat{}, "read count of threads: "},
 		"the least there is": {statLine("sleep", fields[:len(fields)-6]), want, ""},
 		"a field too few":    {statLine("sleep", fields[:len(fields)-13]), stat{}, "it has 19 fields after the name"},
 		"empty":              {"", stat{}, "there is no name in it"},

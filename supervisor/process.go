@@ -92,24 +92,32 @@ func groupLives(pgrp int) bool {
 // left: that is sent sig, where it hasn't got it with the leader's group, and has until grace to end; then it is
 // killed. overstayed tells that it was.
 func (p *process) reap(sig unix.Signal, grace time.Time) (exit *Exit, overstayed bool) {
-	exit = &Exit{Code: -1, At: time.Now()}
-	status, known := p.status()
-	exit.Unknown = !known
-	if known {
-		exit.Code = status.ExitStatus()
-		if status.Signaled() {
-			exit.Signal = signalName(status.Signal())
-		}
-	}
-	exit.OOMKilled = !p.killed && exit.mayBeOOM() && p.kin.group.ooms().since(p.ooms)
+	exit = &Exit{Code: -1, At: time.Now(), Unknown: true}
+	exit.learn(p.status()) // before its parent has it forgotten
+	oom := !p.killed && exit.mayBeOOM() && p.kin.group.ooms().since(p.ooms)
 	overstayed = p.empty(sig, grace)
+	if exit.Unknown {
+		exit.learn(p.statusLater())
+	}
+	exit.OOMKilled = oom && exit.mayBeOOM()
 	_ = p.pidfd.Close()      // nothing can be done about it
 	_ = p.kin.group.remove() // where somebody can't be killed it stays, and is found by the unit's next process
 	exit.Output = lastOutput(p.logPath, p.logStart, maxOutput)
 	return exit, overstayed
 }
 
-// status is how the leader ended. Of one that is another's child, the kernel tells once its parent has reaped it.
+// learn takes in how the process ended, where that is known.
+func (e *Exit) learn(status unix.WaitStatus, known bool) {
+	if !known {
+		return
+	}
+	e.Unknown, e.Code = false, status.ExitStatus()
+	if status.Signaled() {
+		e.Signal = signalName(status.Signal())
+	}
+}
+
+// status is how the leader ended, as far as that is known at once.
 func (p *process) status() (status unix.WaitStatus, known bool) {
 	// An orphan may have come home to this process. As long as it isn't reaped the pid is its own.
 	if err := unix.Waitid(unix.P_PIDFD, int(p.pidfd.Fd()), nil, unix.WEXITED|unix.WNOWAIT, nil); err == nil {
@@ -117,9 +125,16 @@ func (p *process) status() (status unix.WaitStatus, known bool) {
 		p.child = false // from now on its number may be another's
 		return status, err == nil
 	}
-	// Its parent, the host's first process, may take its time.
+	if status, known = exitOfZombie(p.identity.PID, int(p.pidfd.Fd())); !known {
+		status, known, _ = exitOfReaped(int(p.pidfd.Fd())) // by now, perhaps
+	}
+	return status, known
+}
+
+// statusLater is status for one that had to be reaped first, and whose parent, the host's first process, may take its time.
+func (p *process) statusLater() (status unix.WaitStatus, known bool) {
 	for pause := time.Millisecond; pause < 2*time.Second; pause *= 2 {
-		status, known, able := exitStatus(int(p.pidfd.Fd()))
+		status, known, able := exitOfReaped(int(p.pidfd.Fd()))
 		if known || !able {
 			return status, known
 		}

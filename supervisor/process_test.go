@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -220,6 +221,56 @@ func TestStrangersAreNotSignalled(t *testing.T) {
 	strangerLives(t, p.identity.PID)
 	if err := p.kin.group.remove(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What the kernel hides of another user's process isn't taken for a good exit.
+func TestExitThatIsNotToBeSeenIsUnknown(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		code, uid     int
+		before, after string
+	}{
+		"a stranger's": {0, 65534, "0 false", "0 true"},
+		"a bad one":    {7, 65534, "0 false", "1792 true"},
+		"one's own":    {0, os.Getuid(), "0 true", "0 true"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if os.Getuid() != 0 && os.Getuid() != test.uid {
+				skip(t, "only root has another user's process")
+			}
+			pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", fmt.Sprintf("exit %d", test.code)}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the exit", func() bool { return gone(pid) })
+			witness := exec.Command(self, strconv.Itoa(pid), strconv.Itoa(test.uid))
+			witness.Env = []string{fixtureEnv + "=witness", raceEnv}
+			witness.Stderr = os.Stderr
+			out, err := witness.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := witness.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(out)
+			if lines.Scan(); lines.Text() != test.before {
+				t.Errorf("of the zombie is said %q, want %q", lines.Text(), test.before)
+			}
+			if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
+				t.Error(err)
+			}
+			if lines.Scan(); lines.Text() != test.after {
+				t.Errorf("after it was reaped is said %q, want %q", lines.Text(), test.after)
+			}
+			if err := witness.Wait(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
