@@ -55,17 +55,16 @@ func leads(pid int) bool {
 	return err == nil && st.session == pid
 }
 
-// endLeftovers ends what a process left behind that is gone itself, so that its port and its files are free.
-func (u *Unit) endLeftovers() {
-	const patience = 5 * time.Second // as in process.empty
-	giveUp := time.Now().Add(patience)
+// endLeftovers ends what a process left behind that is gone itself, so that its port and its files are free. It returns
+// false where the unit was let go before.
+func (u *Unit) endLeftovers() bool {
 	for _, k := range u.kin() {
-		for pause := 200 * time.Microsecond; k.left() && time.Now().Before(giveUp); pause = min(2*pause, 20*time.Millisecond) {
-			k.kill()
-			time.Sleep(pause)
+		if k.left() && !u.outlast(k) {
+			return false
 		}
 		_ = k.group.remove() // it was made for what is gone
 	}
+	return true
 }
 
 // letGo ends the watching of a process without touching it.

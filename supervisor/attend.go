@@ -43,7 +43,7 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 
 	stop, release := u.stop, u.release
 	var graceEnds time.Time // the zero time: what the leader leaves behind is killed at once
-	var escalate <-chan time.Time
+	var escalate, hopeless <-chan time.Time
 	sendOff := func(grace time.Duration) {
 		if !graceEnds.IsZero() {
 			return // it was told to go, and has what is left of its grace
@@ -71,9 +71,15 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 		}
 		select {
 		case <-p.exited:
-			exit, overstayed := p.reap(u.spec.stopSignal(), graceEnds)
-			if overstayed && escalate != nil {
-				u.emit(StopEscalated)
+			u.set(func(s *State) { s.Unkillable = "" }) // it wasn't
+			exit := p.reap(u.spec.stopSignal(), graceEnds, func(left remains) bool {
+				if escalate != nil {
+					u.emit(StopEscalated)
+				}
+				return u.outlast(left)
+			})
+			if exit == nil {
+				return nil, true
 			}
 			if stop == nil {
 				return exit, false
@@ -105,7 +111,15 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 			escalate = nil
 			p.kill()
 			u.emit(StopEscalated)
+			hopeless = time.After(u.s.patience)
+		case <-hopeless:
+			release = u.release
+			u.unkillable(p)
 		case <-release:
+			if stop != nil && closed(u.stop) {
+				release = nil
+				continue // the stop comes first
+			}
 			p.letGo()
 			return nil, true
 		}

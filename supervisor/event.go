@@ -98,6 +98,9 @@ type State struct {
 	// Completed: it ended by itself, was ready once, and its policy says that it isn't started again. The phase is Stopped after a
 	// success, else Failed. Its record stays, so that whoever takes it up finds it so.
 	Completed bool
+	// Unkillable says which of its processes outlive SIGKILL and hold its port and files; empty where none do. No other process is
+	// started, and no stop is done, until they are gone.
+	Unkillable string
 	// MemoryLimited: the current process, or the last one, is held to Spec.Limits.Memory.
 	MemoryLimited bool
 }
@@ -119,6 +122,8 @@ const (
 	ProcessExited
 	// StopEscalated: the stop signal didn't help in time; the group was sent SIGKILL.
 	StopEscalated
+	// KillFailed: what was sent SIGKILL is still there, as State.Unkillable says. It is waited for.
+	KillFailed
 	// RecordLost: the unit's record couldn't be written; Err says why. The unit goes on.
 	RecordLost
 	// UnitEnded: the unit is Stopped or Failed, and no further event follows.
@@ -126,7 +131,7 @@ const (
 )
 
 func (k Kind) String() string {
-	return [...]string{"process started", "process adopted", "process ready", "restart began", "process exited", "stop escalated", "record lost", "unit ended"}[k]
+	return [...]string{"process started", "process adopted", "process ready", "restart began", "process exited", "stop escalated", "kill failed", "record lost", "unit ended"}[k]
 }
 
 // Event is one thing that happened to a unit, with the state after it.

@@ -130,7 +130,7 @@ func runOnce(t *testing.T, spec Spec) *Exit {
 		t.Fatal(err)
 	}
 	awaitClosed(t, "its end", p.exited)
-	exit, _ := p.reap(unix.SIGTERM, p.startedAt)
+	exit := p.reap(unix.SIGTERM, p.startedAt, killed)
 	noChildren(t)
 	return exit
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -88,22 +89,38 @@ func groupLives(pgrp int) bool {
 	return false
 }
 
-// reap takes the exit status of a leader that has ended, and waits until nothing that it forked is
-// left: that is sent sig, where it hasn't got it with the leader's group, and has until grace to end; then it is
-// killed. overstayed tells that it was.
-func (p *process) reap(sig unix.Signal, grace time.Time) (exit *Exit, overstayed bool) {
+// find returns the pids of what lives of it.
+func (p *process) find() []int {
+	found := p.kin.find()
+	for _, pid := range pids() {
+		if st, err := readStat(pid); err == nil && st.group == p.identity.PID && !st.zombie && !slices.Contains(found, pid) {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
+// reap takes the exit status of a leader that has ended, and waits until nothing that it forked is left: that is sent sig,
+// where it hasn't got it with the leader's group, and has until grace to end; then outlast is called, which kills it and
+// returns false where it was left to itself. exit is nil then.
+func (p *process) reap(sig unix.Signal, grace time.Time, outlast func(remains) bool) (exit *Exit) {
+	defer func() { _ = p.pidfd.Close() }() // nothing can be done about it
 	exit = &Exit{Code: -1, At: time.Now(), Unknown: true}
 	exit.learn(p.status()) // before its parent has it forgotten
 	oom := !p.killed && exit.mayBeOOM() && p.kin.group.ooms().since(p.ooms)
-	overstayed = p.empty(sig, grace)
+	if !p.emptied(sig, grace) && !outlast(p) {
+		return nil
+	}
+	if comeHome() {
+		p.reapOrphans()
+	}
 	if exit.Unknown {
 		exit.learn(p.statusLater())
 	}
 	exit.OOMKilled = oom && exit.mayBeOOM()
-	_ = p.pidfd.Close()      // nothing can be done about it
-	_ = p.kin.group.remove() // where somebody can't be killed it stays, and is found by the unit's next process
+	_ = p.kin.group.remove() // nobody is in it
 	exit.Output = lastOutput(p.logPath, p.logStart, maxOutput)
-	return exit, overstayed
+	return exit
 }
 
 // learn takes in how the process ended, where that is known.
@@ -151,35 +168,32 @@ func signalName(sig unix.Signal) string {
 	return fmt.Sprintf("signal %d", int(sig))
 }
 
-// empty waits until nothing is left, and kills what is at grace.
-func (p *process) empty(sig unix.Signal, grace time.Time) (killed bool) {
-	// Killed processes are gone within moments, unless the kernel holds them in a device's wait.
-	const patience = 5 * time.Second
-	var giveUp time.Time
-	// Orphans come to this process where it is a container's first one, and nobody else would reap them.
-	if comeHome() {
-		defer func() {
-			for pid := 1; pid > 0; {
-				pid, _ = unix.Wait4(-p.identity.PID, nil, unix.WNOHANG, nil)
-			}
-		}()
-	}
+// The pauses between looks at what is left: at first, at most, and once there is no hope that it is gone soon.
+const (
+	firstLook = 200 * time.Microsecond
+	rareLook  = 20 * time.Millisecond
+	lateLook  = time.Second
+)
+
+// emptied waits until nothing is left, and tells whether that was so before the end of grace.
+func (p *process) emptied(sig unix.Signal, grace time.Time) bool {
 	if time.Now().Before(grace) {
 		p.kin.signal(sig, p.identity.PID)
 	}
-	for pause := 200 * time.Microsecond; p.left(); pause = min(2*pause, 20*time.Millisecond) {
-		switch now := time.Now(); {
-		case killed && now.After(giveUp):
-			return true
-		case !killed && !now.Before(grace):
-			killed, giveUp = true, now.Add(patience)
-			p.kill()
-		case killed:
-			p.kill()
+	for pause := firstLook; p.left(); pause = min(2*pause, rareLook) {
+		if !time.Now().Before(grace) {
+			return false
 		}
 		time.Sleep(pause)
 	}
-	return killed
+	return true
+}
+
+// reapOrphans reaps what came to this process where it is a container's first one, and nobody else would.
+func (p *process) reapOrphans() {
+	for pid := 1; pid > 0; {
+		pid, _ = unix.Wait4(-p.identity.PID, nil, unix.WNOHANG, nil)
+	}
 }
 
 // comeHome tells whether orphans become this process's children.

@@ -14,6 +14,8 @@ type Supervisor struct {
 	bootID  string
 	turns   turns
 	hold    time.Duration // of a turn
+	// patience is how long killed processes may take to be gone.
+	patience time.Duration
 }
 
 // New makes a supervisor without units.
@@ -25,7 +27,7 @@ func New(journal Journal, notify func(Event)) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Supervisor{journal: journal, notify: notify, bootID: bootID, turns: newTurns(), hold: turnHold}, nil
+	return &Supervisor{journal: journal, notify: notify, bootID: bootID, turns: newTurns(), hold: turnHold, patience: killPatience}, nil
 }
 
 // Unit is one supervised process through all its restarts, until it is stopped, fails or is let go.
@@ -119,7 +121,11 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 	go func() {
 		u.emit(ProcessAdopted)
 		if p == nil {
-			u.endLeftovers()
+			if !u.endLeftovers() { // it was let go
+				close(u.settled)
+				u.finish()
+				return
+			}
 		} else {
 			u.unsaved = r.Identity != u.record.Identity
 		}
@@ -168,7 +174,8 @@ func (u *Unit) Done() <-chan struct{} { return u.done }
 func (u *Unit) Stop() { u.stopOnce.Do(func() { close(u.stop) }) }
 
 // Release lets the unit's process run on without a supervisor: its record says how to take it up again. It returns
-// at once; Done tells when the unit's goroutines have ended. A stop that is under way is finished first.
+// at once; Done tells when the unit's goroutines have ended. A stop that was asked for is finished first, where it can be: what
+// can't be killed is left.
 func (u *Unit) Release() { u.freeOnce.Do(func() { close(u.release) }) }
 
 // run carries the unit from its first process, or from how that ended, to its end.

@@ -53,6 +53,8 @@ func (e *entry) stopping() bool {
 func (e *entry) reason() string {
 	s := e.state
 	switch {
+	case s.Unkillable != "":
+		return "hasn't ended: " + s.Unkillable + ", outlives SIGKILL; it is waited for, and holds port and files meanwhile"
 	case s.Completed:
 		return "ended by itself: " + s.LastExit.String() + "; by its profile's restart policy it isn't started again"
 	case s.Phase == supervisor.Restarting:
