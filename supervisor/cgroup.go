@@ -49,7 +49,7 @@ func (c Cgroups) under(id string, l Limits) group {
 	return g
 }
 
-// Remove deletes the folders that OpenCgroups made. It fails while a unit's group is in one.
+// Remove deletes the folders that OpenCgroups made, with what units left in them. It fails while a process is in one.
 func (c Cgroups) Remove() error { return group(c).remove() }
 
 // exists tells whether the group is one, in any hierarchy.
@@ -116,8 +116,7 @@ func (g group) freeze() (thaw func()) {
 	return func() { _ = write(state, "THAWED") }
 }
 
-// populated tells whether any process is left in the group or, in the unified hierarchy, beneath it. What can't be read
-// isn't empty.
+// populated tells whether any process is left in the group or beneath it. What can't be read isn't empty.
 func (g group) populated() bool {
 	if g.unified == "" {
 		return len(g.members()) > 0
@@ -135,8 +134,33 @@ func (c Cgroups) Populated(id string) bool {
 	return g.exists() && g.populated()
 }
 
-// members are the pids in the group.
-func (g group) members() []int { return pidsIn(g.at()) }
+// members are the pids in the group and beneath it.
+func (g group) members() []int { return pidsBeneath(g.at()) }
+
+// pidsBeneath are the pids in the group of a folder, and in the groups that its members have made in it for what they run.
+func pidsBeneath(dir string) []int {
+	pids := pidsIn(dir)
+	for _, sub := range subgroups(dir) {
+		pids = append(pids, pidsBeneath(sub)...)
+	}
+	return pids
+}
+
+// subgroups are the folders in the folder of a group. Most have none, and then its count of links says so.
+func subgroups(dir string) []string {
+	var st unix.Stat_t
+	if dir == "" || unix.Stat(dir, &st) != nil || st.Nlink <= 2 {
+		return nil
+	}
+	entries, _ := os.ReadDir(dir) // gone: there are none
+	var subs []string
+	for _, e := range entries {
+		if e.IsDir() {
+			subs = append(subs, filepath.Join(dir, e.Name()))
+		}
+	}
+	return subs
+}
 
 // pidsIn are the pids in the group of a folder; none where it is gone.
 func pidsIn(dir string) []int {
@@ -153,7 +177,7 @@ func pidsIn(dir string) []int {
 	return pids
 }
 
-// remove deletes the group. It fails while anybody is in it.
+// remove deletes the group, with those beneath it. It fails while anybody is in one.
 func (g group) remove() error {
 	var errs []error
 	for _, dir := range g.dirs() {
@@ -164,7 +188,7 @@ func (g group) remove() error {
 	return errors.Join(errs...)
 }
 
-// removeGroup removes one folder. A v1 group is busy for a moment after its last member has gone.
+// removeGroup removes one folder, and the groups in it before. A v1 group is busy for a moment after its last member has gone.
 func removeGroup(dir string) error {
 	const tries = 20
 	for i := 0; ; i++ {
@@ -174,6 +198,14 @@ func removeGroup(dir string) error {
 			return nil
 		case !errors.Is(err, unix.EBUSY) || i == tries || len(pidsIn(dir)) > 0:
 			return &fs.PathError{Op: "remove control group", Path: dir, Err: err}
+		}
+		if subs := subgroups(dir); len(subs) > 0 {
+			for _, sub := range subs {
+				if err := removeGroup(sub); err != nil {
+					return err
+				}
+			}
+			continue
 		}
 		time.Sleep(time.Millisecond)
 	}

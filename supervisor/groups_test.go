@@ -156,3 +156,62 @@ func TestWhoWasMarkedIsWaitedFor(t *testing.T) {
 		t.Errorf("%v are taken for alive", k.find())
 	}
 }
+
+// A node may make groups of its own beneath the unit's for what it runs. They are the unit's still.
+func TestGroupsBeneathTheUnits(t *testing.T) {
+	for _, hierarchies := range []string{"1", "v1"} {
+		t.Run(hierarchies, func(t *testing.T) {
+			t.Setenv(groupsEnv, hierarchies)
+			spec, readyFile := fixtureSpec(t, "escape")
+			spec.Args, spec.Mark = []string{readyFile, "slow-term"}, "NOBODY=has it" // the group alone tells
+			spec.Limits.Memory = 1 << 30
+			if spec.Cgroups.memory == "" {
+				skip(t, "memory can't be limited here")
+			}
+			w := watch(t, spec)
+			leader := w.until(ProcessReady).State.PID
+			escapee := childOf(t, readyFile)
+			g := spec.Cgroups.of(spec.ID)
+			for dir, pid := range map[string]int{
+				filepath.Join(g.at(), "runtime", "job"):  escapee,
+				filepath.Join(g.at(), "runtime", "idle"): 0,
+				filepath.Join(g.memory, "own"):           leader,
+			} {
+				if err := os.MkdirAll(dir, 0o750); err != nil {
+					t.Fatal(err)
+				}
+				if pid == 0 {
+					continue
+				}
+				if err := write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if slices.Contains(pidsIn(g.at()), escapee) {
+				t.Fatal("the escapee is in the unit's own group")
+			}
+			for _, pid := range []int{leader, escapee} {
+				if !slices.Contains(newKin(g, "").find(), pid) {
+					t.Errorf("process %d isn't found", pid)
+				}
+			}
+			w.Release()
+			w.awaitDone()
+			again := adopt(t, spec, w.recorded())
+			if s := again.until(ProcessReady).State; s.PID != leader || !s.MemoryLimited {
+				t.Errorf("adopted %+v", s)
+			}
+			again.Stop()
+			again.end()
+			again.expect("process adopted: running", "process ready: running", "unit ended: stopped")
+			if !gone(escapee) || !exists(readyFile+".child.finished") {
+				t.Error("the escapee is left, or was killed at its work")
+			}
+			for _, dir := range g.dirs() {
+				if exists(dir) {
+					t.Errorf("%s is left", dir)
+				}
+			}
+		})
+	}
+}

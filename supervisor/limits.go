@@ -59,7 +59,7 @@ func ifThere(err error) error {
 
 // limited tells whether a process is held to no more memory than this.
 func (g group) limited(pid int, memory uint64) bool {
-	if g.memory == "" || memory == 0 || !slices.Contains(pidsIn(g.memory), pid) {
+	if g.memory == "" || memory == 0 || !slices.Contains(pidsBeneath(g.memory), pid) {
 		return false
 	}
 	name := "memory.max"
