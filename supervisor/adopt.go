@@ -69,7 +69,8 @@ func (u *Unit) endLeftovers() bool {
 
 // letGo ends the watching of a process without touching it.
 func (p *process) letGo() {
-	_ = p.pidfd.SetReadDeadline(time.Unix(1, 0)) // wakes watch
-	<-p.exited
+	if p.pidfd.SetReadDeadline(time.Unix(1, 0)) == nil { // wakes watch
+		<-p.exited
+	} // else watch waits in a thread, until the process or this one ends
 	_ = p.pidfd.Close() // nothing was written
 }

@@ -41,12 +41,13 @@ type process struct {
 func (p *process) watch() {
 	defer close(p.exited)
 	conn, err := p.pidfd.SyscallConn()
-	if err == nil {
-		err = conn.Read(func(fd uintptr) bool { return ended(int(fd), 0) })
+	if err != nil {
+		return // closed: it was let go
 	}
+	err = conn.Read(func(fd uintptr) bool { return ended(int(fd), 0) })
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		// The poller can't hold it: wait in a thread.
-		ended(int(p.pidfd.Fd()), -1)
+		// The poller can't hold it: wait in a thread, which keeps it open meanwhile.
+		_ = conn.Control(func(fd uintptr) { ended(int(fd), -1) })
 	}
 }
 

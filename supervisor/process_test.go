@@ -199,6 +199,33 @@ func killed(left remains) bool {
 	return true
 }
 
+// Nor does a supervisor that lets go of such a process wait for its end.
+func TestLetGoWithoutThePoller(t *testing.T) {
+	spec := commandSpec(t, "sleep", "3600")
+	p, err := start(&spec, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocking, err := unix.PidfdOpen(p.identity.PID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := &process{identity: p.identity, pidfd: os.NewFile(uintptr(blocking), "pidfd"), exited: make(chan struct{})}
+	go second.watch()
+	free := make(chan struct{})
+	go func() {
+		defer close(free)
+		second.letGo()
+	}()
+	awaitClosed(t, "the process to be let go", free)
+	if err := p.signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	awaitClosed(t, "the exit", p.exited)
+	awaitClosed(t, "the end of the watch", second.exited)
+	p.reap(unix.SIGTERM, time.Time{}, killed)
+}
+
 // A pid, and with it a group's number, can come to somebody else once its process is reaped.
 func TestStrangersAreNotSignalled(t *testing.T) {
 	spec := commandSpec(t, "sleep", "3600")
