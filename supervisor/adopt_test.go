@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -384,6 +385,59 @@ func TestAdoptEndsLeftoversFirst(t *testing.T) {
 			w.end()
 		})
 	}
+}
+
+func TestEldest(t *testing.T) {
+	for name, test := range map[string]struct {
+		members map[int]stat
+		want    int
+	}{
+		"nobody":                  {},
+		"a leader":                {map[int]stat{40: {session: 40, startTicks: 5}}, 40},
+		"a leader and a daemon":   {map[int]stat{40: {session: 40, startTicks: 6}, 50: {session: 50, startTicks: 5}}, 50},
+		"both in one tick":        {map[int]stat{40: {session: 40, startTicks: 5}, 50: {session: 50, startTicks: 5}}, 40},
+		"a child in the same":     {map[int]stat{40: {session: 50, startTicks: 5}, 50: {session: 50, startTicks: 5}}, 50},
+		"a child and a daemon":    {map[int]stat{40: {session: 30, startTicks: 5}, 50: {session: 50, startTicks: 6}}, 0},
+		"a daemon that is a fork": {map[int]stat{40: {session: 40, startTicks: 5, forked: true}}, 0},
+		"a fork and what it runs": {map[int]stat{40: {session: 40, startTicks: 5, forked: true}, 50: {session: 50, startTicks: 6}}, 0},
+	} {
+		if got := eldest(test.members); got != test.want {
+			t.Errorf("%s: %d, want %d", name, got, test.want)
+		}
+	}
+}
+
+// A daemon that the node left behind isn't taken for the node.
+func TestAdoptEndsWhatOutlivedItsLeader(t *testing.T) {
+	inAndOutOfGroups(t, func(t *testing.T) {
+		spec := commandSpec(t, "sh", "-c", "sleep 3600 & sleep .05; setsid sleep 3600 & echo $! >daemon; wait")
+		before := watch(t, spec)
+		leader := before.until(ProcessReady).State.PID
+		var daemon int
+		await(t, "the daemon", func() bool {
+			text, _ := os.ReadFile(filepath.Join(spec.Dir, "daemon"))
+			daemon, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+			session, err := unix.Getsid(daemon)
+			return daemon != 0 && err == nil && session == daemon
+		})
+		before.Release()
+		before.awaitDone()
+		if err := unix.Kill(leader, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Wait4(leader, nil, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		if gone(daemon) {
+			t.Fatal("the daemon went with its leader")
+		}
+		w := adopt(t, spec, Record{EverReady: true})
+		w.until(ProcessReady)
+		if !gone(daemon) {
+			t.Error("the daemon lives beside the new process")
+		}
+		w.expect("process adopted: starting", "process started: starting", "process ready: running")
+	})
 }
 
 // A process that was started without a control group, or in another one, is found by its mark after it was adopted.

@@ -70,7 +70,9 @@ type stat struct {
 	// zombie: it has ended, all its threads have, and its parent hasn't asked how.
 	zombie bool
 	// stopped: a signal did that, and no debugger.
-	stopped    bool
+	stopped bool
+	// forked: it runs its parent's program, and has executed none itself.
+	forked     bool
 	parent     int
 	group      int
 	session    int
@@ -90,7 +92,7 @@ func parseStat(line []byte) (stat, error) {
 	}
 	fields := strings.Fields(string(line[end+1:]))
 	// Numbered from 1 by proc(5); the state, field 3, is the first here.
-	const state, ppid, group, session, utime, cstime, threads, starttime, exitcode = 0, 4 - 3, 5 - 3, 6 - 3, 14 - 3, 17 - 3, 20 - 3, 22 - 3, 52 - 3
+	const state, ppid, group, session, flags, utime, cstime, threads, starttime, exitcode = 0, 4 - 3, 5 - 3, 6 - 3, 9 - 3, 14 - 3, 17 - 3, 20 - 3, 22 - 3, 52 - 3
 	if len(fields) <= starttime {
 		return stat{}, fmt.Errorf("it has %d fields after the name", len(fields))
 	}
@@ -110,6 +112,11 @@ func parseStat(line []byte) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("read parent: %w", err)
 	}
+	bits, err := strconv.ParseUint(fields[flags], 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("read flags: %w", err)
+	}
+	const forkNoExec = 0x40 // PF_FORKNOEXEC in the kernel's sched.h, where it has been since Linux 1.2
 	left, err := strconv.Atoi(fields[threads])
 	if err != nil {
 		return stat{}, fmt.Errorf("read count of threads: %w", err)
@@ -117,7 +124,7 @@ func parseStat(line []byte) (stat, error) {
 	st := stat{
 		// A first thread that has ended before the others is shown as a zombie, too.
 		zombie: (fields[state] == "Z" || fields[state] == "X") && left <= 1, stopped: fields[state] == "T",
-		parent: parent, group: pgrp, session: sid, startTicks: ticks,
+		forked: bits&forkNoExec != 0, parent: parent, group: pgrp, session: sid, startTicks: ticks,
 	}
 	for _, field := range fields[utime : cstime+1] {
 		used, err := strconv.ParseInt(field, 10, 64)

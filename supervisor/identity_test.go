@@ -18,6 +18,8 @@ func TestParseStat(t *testing.T) {
 	halted.stopped = true
 	ended := want
 	ended.zombie = true
+	forked := want
+	forked.forked = true
 	withExit := ended
 	withExit.exit = 3 << 8
 	for name, test := range map[string]struct {
@@ -37,6 +39,8 @@ func TestParseStat(t *testing.T) {
 		"a dead one":         {statLine("sleep", "X"+fields[1:]), ended, ""},
 		"a first thread":     {statLine("server", "Z"+strings.Replace(fields[1:], " 20 0 1 ", " 20 0 2 ", 1)), want, ""},
 		"how it ended":       {statLine("sleep", "Z"+fields[1:]+strings.Repeat(" 0", 26)+" 768"), withExit, ""},
+		"a mere fork":        {statLine("sleep", strings.Replace(fields, " 4194560 ", " 4194624 ", 1)), forked, ""},
+		"odd flags":          {statLine("sleep", strings.Replace(fields, " 4194560 ", " -4194560 ", 1)), stat{}, "read flags: "},
 		"an odd exit":        {statLine("sleep", fields+strings.Repeat(" 0", 26)+" -1"), stat{}, "read exit code: "},
 		"odd threads":        {statLine("sleep", strings.Replace(fields, " 20 0 1 ", " 20 0 x ", 1)), stat{}, "read count of threads: "},
 		"the least there is": {statLine("sleep", fields[:len(fields)-6]), want, ""},
@@ -110,4 +114,28 @@ func TestIdentityOfThisProcess(t *testing.T) {
 			t.Errorf("%s: a descriptor is left open", name)
 		}
 	}
+}
+
+func TestForkIsToldFromAProgram(t *testing.T) {
+	// The shell forks a part in brackets, and that waits for its command.
+	spec := commandSpec(t, "sh", "-c", "(sleep 3600; :) & wait")
+	w := watch(t, spec)
+	leader := w.until(ProcessReady).State.PID
+	await(t, "the fork and its command", func() bool { return len(newKin(group{}, spec.Mark).find()) == 3 })
+	await(t, "the command's program", func() bool {
+		forks, programs := 0, 0
+		for _, pid := range newKin(group{}, spec.Mark).find() {
+			switch st, err := readStat(pid); {
+			case err != nil:
+				t.Error(err)
+			case st.forked && pid == leader:
+				t.Error("the leader is taken for a mere fork")
+			case st.forked:
+				forks++
+			default:
+				programs++
+			}
+		}
+		return forks == 1 && programs == 2
+	})
 }

@@ -100,19 +100,37 @@ func (k kin) left() bool {
 	return len(k.find()) > 0
 }
 
-// leader returns the process of it that a supervisor forked: the one that has led a session for longest.
-func (k kin) leader(bootID string) (leader Identity) {
+// leader returns the process of it that a supervisor forked; nobody where that is gone, as far as what is left shows that.
+func (k kin) leader(bootID string) Identity {
+	members := map[int]stat{}
 	for _, pid := range k.find() {
-		st, err := readStat(pid)
-		if err != nil || st.session != pid || st.zombie {
-			continue
-		}
-		// Ticks are coarse: of two in one, the parent has the lower pid.
-		if leader.PID == 0 || st.startTicks < leader.StartTicks || st.startTicks == leader.StartTicks && pid < leader.PID {
-			leader = Identity{PID: pid, StartTicks: st.startTicks, BootID: bootID}
+		if st, err := readStat(pid); err == nil && !st.zombie && pid != os.Getpid() { // a thread of it may be in a v1 group
+			members[pid] = st
 		}
 	}
-	return leader
+	pid := eldest(members)
+	if pid == 0 {
+		return Identity{}
+	}
+	return Identity{PID: pid, StartTicks: members[pid].startTicks, BootID: bootID}
+}
+
+// eldest returns the member that all others may descend from, and that is as a supervisor forks it: it leads a session and
+// runs a program. Where the first one isn't, its ancestor is gone, and the others' with it. What is left of a unit may be a
+// single daemon that looks just like a leader, and nothing the kernel shows tells it from one: it is taken for it.
+func eldest(members map[int]stat) (first int) {
+	mayLead := func(pid int) bool { st := members[pid]; return st.session == pid && !st.forked }
+	for pid, st := range members {
+		// Ticks are coarse: of two in one, the parent has the lower pid.
+		if than := members[first]; first == 0 || st.startTicks < than.startTicks ||
+			st.startTicks == than.startTicks && (mayLead(pid) && !mayLead(first) || mayLead(pid) == mayLead(first) && pid < first) {
+			first = pid
+		}
+	}
+	if first != 0 && !mayLead(first) {
+		return 0
+	}
+	return first
 }
 
 // pids are those of all processes; without /proc there are none.
