@@ -191,7 +191,7 @@ func TestGroupsBeneathTheUnits(t *testing.T) {
 				t.Fatal("the escapee is in the unit's own group")
 			}
 			for _, pid := range []int{leader, escapee} {
-				if !slices.Contains(newKin(g, "").find(), pid) {
+				if !slices.Contains(newKin(g, &Spec{}).find(), pid) {
 					t.Errorf("process %d isn't found", pid)
 				}
 			}

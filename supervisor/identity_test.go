@@ -121,10 +121,10 @@ func TestForkIsToldFromAProgram(t *testing.T) {
 	spec := commandSpec(t, "sh", "-c", "(sleep 3600; :) & wait")
 	w := watch(t, spec)
 	leader := w.until(ProcessReady).State.PID
-	await(t, "the fork and its command", func() bool { return len(newKin(group{}, spec.Mark).find()) == 3 })
+	await(t, "the fork and its command", func() bool { return len(newKin(group{}, &spec).find()) == 3 })
 	await(t, "the command's program", func() bool {
 		forks, programs := 0, 0
-		for _, pid := range newKin(group{}, spec.Mark).find() {
+		for _, pid := range newKin(group{}, &spec).find() {
 			switch st, err := readStat(pid); {
 			case err != nil:
 				t.Error(err)

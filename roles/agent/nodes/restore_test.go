@@ -498,25 +498,28 @@ func TestNodeThatCannotBeTakenUp(t *testing.T) {
 		m := newManager(t, cgroups)
 		wish := want("node-1", on(freePort(t)))
 		was := mustSpawn(t, m, wish)
-		m.mu.Lock()
-		broken := recordMessage(m.entries["node-1"].spec, m.entries["node-1"].record)
-		m.mu.Unlock()
-		broken.Node = proto.CloneOf(broken.GetNode())
-		broken.Node.StoragePath = "no/absolute/path"
-		if err := m.records.save(broken); err != nil {
-			t.Fatal(err)
+		spoil := func() {
+			if err := m.Close(false); err != nil {
+				t.Fatal(err)
+			}
+			r, all, _, err := openRecords(filepath.Join(m.cfg.Dir, "nodes.db"))
+			if err != nil || len(all) != 1 {
+				t.Fatalf("records %v, %v", all, err)
+			}
+			all[0].Node.StoragePath = "no/absolute/path"
+			if err := errors.Join(r.save(all[0]), r.db.Close()); err != nil {
+				t.Fatal(err)
+			}
+			m = open(t, m.cfg)
 		}
-		m = reopen(t, m)
+		spoil()
 		if n, known := m.Get("node-1"); known {
 			t.Fatalf("it is known as %v: this test shows nothing", n)
 		}
 		if is := mustSpawn(t, m, wish); is.GetPid() != was.GetPid() {
 			t.Errorf("pid %d, want %d: there are two now", is.GetPid(), was.GetPid())
 		}
-		if err := m.records.save(broken); err != nil {
-			t.Fatal(err)
-		}
-		m = reopen(t, m)
+		spoil()
 		if n, err := m.Stop(t.Context(), "node-1"); err != nil || n.GetPhase() != sutrav1.Phase_PHASE_STOPPED {
 			t.Errorf("stop: %v, %v", n, err)
 		}
