@@ -419,8 +419,8 @@ func (l *Logs) note(g *keptLog, now time.Time) {
 	g.notes = append(g.notes, n)
 }
 
-// since is a position before which everything was written before a time.
-func (l *Logs) since(r *LogReader, id string, t time.Time) (position int64, err error) {
+// since is a position before which everything was written before a time, in a log that ends at end.
+func (l *Logs) since(r *LogReader, id string, t time.Time, end int64) (position int64, err error) {
 	l.mu.Lock()
 	if g := l.logs[id]; g != nil {
 		for _, n := range g.notes {
@@ -430,10 +430,6 @@ func (l *Logs) since(r *LogReader, id string, t time.Time) (position int64, err 
 		}
 	}
 	l.mu.Unlock()
-	end, err := r.End()
-	if err != nil {
-		return 0, err
-	}
 	t = t.Add(-coarse)
 	if info, err := r.live.Stat(); err != nil || info.ModTime().Before(t) {
 		return end, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -430,6 +431,77 @@ func TestTailAcrossSegments(t *testing.T) {
 	}
 }
 
+// A part that isn't followed ends where the log ended when it was asked for, though the log grows faster than it is
+// sent and is rotated meanwhile; what isn't kept any more when its turn comes is counted.
+func TestTailOfAFloodEnds(t *testing.T) {
+	for _, mode := range logModes() {
+		t.Run(mode.name, func(t *testing.T) {
+			type part struct {
+				name string
+				want LogRange
+				// parts are how many segments' worth is written while a piece is sent.
+				parts int
+			}
+			cases := []part{{"the last lines", LogRange{Last: true, Lines: 2000}, 1}, {"since", LogRange{Since: time.Now().Add(-time.Hour)}, 1}}
+			for parts := 1; parts < 12; parts++ {
+				cases = append(cases, part{fmt.Sprintf("all, outrun by %d", parts), LogRange{}, parts})
+			}
+			for _, c := range cases {
+				l, _ := smallLogs(t, t.TempDir(), 1<<30)
+				mode.use(t, l)
+				l.Watch("a")
+				written := grow(t, l, "a", 0, 4)
+				// It ends within a segment to be.
+				for range l.part / 8 / floodLine {
+					written = fmt.Appendf(written, "%0*d\n", floodLine-1, len(written)/floodLine)
+				}
+				end := int64(len(written))
+				if err := appendTo(l.Path("a"), written[4*l.part:]); err != nil {
+					t.Fatal(err)
+				}
+				var position, skipped, first int64
+				var got []byte
+				first = -1
+				pieces := 0
+				send := func(c LogChunk) error {
+					if pieces++; pieces > 100 {
+						return errors.New("it doesn't end")
+					}
+					begin := c.Position - int64(len(c.Data))
+					if first < 0 {
+						first = begin - c.Skipped
+						position = first
+					}
+					if begin != position+c.Skipped || c.Position > end {
+						return fmt.Errorf("from %d to %d after %d, skipped %d", begin, c.Position, position, c.Skipped)
+					}
+					if !bytes.Equal(c.Data, written[begin:c.Position]) {
+						return fmt.Errorf("what is sent from %d on isn't what was written there", begin)
+					}
+					position, skipped, got = c.Position, skipped+c.Skipped, append(got, c.Data...)
+					return nil
+				}
+				next := int(end) / floodLine
+				err := l.Tail(t.Context(), "a", c.want, nil, func(piece LogChunk) error {
+					err := send(piece)
+					more := grow(t, l, "a", next, c.parts)
+					next += len(more) / floodLine
+					return err
+				})
+				if err != nil || position != end {
+					t.Errorf("%s: to %d of %d: %v", c.name, position, end, err)
+				}
+				if lines := bytes.Count(got, []byte("\n")); c.want.Last && lines != c.want.Lines {
+					t.Errorf("%s: %d lines", c.name, lines)
+				}
+				if c.parts == 1 && skipped > 0 || c.parts > 8 && skipped == 0 || first > 0 && !c.want.Last {
+					t.Errorf("%s: from %d on, %d bytes skipped", c.name, first, skipped)
+				}
+			}
+		})
+	}
+}
+
 // What the agent noted tells more than the files do.
 func TestSinceGoesByNotes(t *testing.T) {
 	l, _ := smallLogs(t, t.TempDir(), 1<<30)
@@ -453,7 +525,7 @@ func TestSinceGoesByNotes(t *testing.T) {
 func TestFollowersGetWholeLines(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.log")
 	var pieces []string
-	follower := tail{buf: make([]byte, chunkSize), send: func(c LogChunk) error { pieces = append(pieces, string(c.Data)); return nil }}
+	follower := tail{until: math.MaxInt64, buf: make([]byte, chunkSize), send: func(c LogChunk) error { pieces = append(pieces, string(c.Data)); return nil }}
 	for _, step := range []struct {
 		text string
 		over bool

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math"
 	"time"
 )
 
@@ -41,8 +42,9 @@ type LogChunk struct {
 	Skipped int64
 }
 
-// Tail sends a part of a unit's log, piece by piece. With Follow it begins with an empty piece that says where the part
-// begins, and returns nil once ended is closed and all that was written is sent. fs.ErrNotExist is a log that doesn't exist; while the unit hasn't ended, it may come.
+// Tail sends a part of a unit's log, piece by piece: without Follow up to where the log ends now, however fast it grows.
+// With Follow it begins with an empty piece that says where the part begins, and returns nil once ended is closed and
+// all that was written is sent. fs.ErrNotExist is a log that doesn't exist; while the unit hasn't ended, it may come.
 func (l *Logs) Tail(ctx context.Context, id string, want LogRange, ended <-chan struct{}, send func(LogChunk) error) error {
 	pause := pacer{ctx: ctx, ended: ended}
 	defer pause.stop()
@@ -62,11 +64,17 @@ func (l *Logs) Tail(ctx context.Context, id string, want LogRange, ended <-chan 
 		return err
 	}
 	defer r.Close()
-	t := tail{r: r, send: send, buf: make([]byte, chunkSize)}
-	if t.position, err = l.begin(r, id, want); err != nil {
+	t := tail{r: r, send: send, buf: make([]byte, chunkSize), until: math.MaxInt64}
+	end, err := r.End()
+	if err != nil {
 		return err
 	}
-	if want.Follow {
+	if t.position, err = l.begin(r, id, want, end); err != nil {
+		return err
+	}
+	if !want.Follow {
+		t.until = end
+	} else {
 		if err := send(LogChunk{Position: t.position}); err != nil {
 			return err
 		}
@@ -92,12 +100,8 @@ func (l *Logs) Tail(ctx context.Context, id string, want LogRange, ended <-chan 
 	}
 }
 
-// begin is the position that a range begins at.
-func (l *Logs) begin(r *LogReader, id string, want LogRange) (position int64, err error) {
-	end, err := r.End()
-	if err != nil {
-		return 0, err
-	}
+// begin is the position that a range begins at, of a log that ends at end.
+func (l *Logs) begin(r *LogReader, id string, want LogRange, end int64) (position int64, err error) {
 	if want.Position > 0 {
 		return min(want.Position, end), nil // the host may have crashed before the last bytes were on its disk
 	}
@@ -112,7 +116,7 @@ func (l *Logs) begin(r *LogReader, id string, want LogRange) (position int64, er
 		position = max(position, from)
 	}
 	if !want.Since.IsZero() {
-		from, err := l.since(r, id, want.Since)
+		from, err := l.since(r, id, want.Since, end)
 		if err != nil {
 			return 0, err
 		}
@@ -133,7 +137,9 @@ type tail struct {
 	send     func(LogChunk) error
 	buf      []byte
 	position int64
-	skipped  int64
+	// until is where the part ends that is asked for.
+	until   int64
+	skipped int64
 	// size and written are the live file's when it was last read to the end.
 	size    int64
 	written time.Time
@@ -144,13 +150,19 @@ func (t *tail) drain(ctx context.Context, over bool) (grown bool, err error) {
 	if _, err := t.unchanged(); err != nil {
 		return false, err
 	}
-	for ctx.Err() == nil {
-		n, at, err := t.r.ReadAt(t.buf, t.position)
+	for ctx.Err() == nil && t.position < t.until {
+		n, at, err := t.r.ReadAt(t.buf[:min(int64(len(t.buf)), t.until-t.position)], t.position)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return grown, err
 		}
+		if at >= t.until { // nothing of the part is kept any more
+			lost := LogChunk{Position: t.until, Skipped: t.skipped + t.until - t.position}
+			t.position = t.until
+			return grown, t.send(lost)
+		}
 		t.skipped += at - t.position
 		t.position = at
+		n = int(min(int64(n), t.until-at))
 		if n == 0 {
 			return grown, t.cutShort()
 		}
