@@ -78,56 +78,59 @@ type head struct {
 	data, position int64
 }
 
-// errMoving: the live file begins with a hole that has no header behind it yet.
-var errMoving = errors.New("the log begins with a hole")
-
-func readHead(f *os.File) (head, error) {
+// settledHead finds the head of a live file, also while its beginning is being taken out.
+func settledHead(f *os.File) (head, error) {
 	buf := make([]byte, maxHeaderText)
-	n, err := f.ReadAt(buf, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return head{}, err
-	}
-	if position, length, ok := parseHeader(buf[:n]); ok {
-		return head{data: length, position: position}, nil
-	}
-	if n == 0 || buf[0] != 0 {
-		return head{}, nil
-	}
-	offset, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) {
-		return head{}, errMoving
-	}
-	if err != nil {
-		return head{}, err
-	}
-	// File systems with large records give back a hole's last part as zeros.
-	for zeros := int64(0); zeros < maxHeader; {
-		n, err := f.ReadAt(buf, offset)
+	for hole := int64(0); ; {
+		n, err := f.ReadAt(buf, 0)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return head{}, err
 		}
-		skip := len(buf[:n]) - len(bytes.TrimLeft(buf[:n], "\x00"))
-		if skip == 0 {
-			if position, length, ok := parseHeader(buf[:n]); ok {
-				return head{offset: offset, data: offset + length, position: position}, nil
-			}
-			break
+		if position, length, ok := parseHeader(buf[:n]); ok {
+			return head{data: length, position: position}, nil
 		}
-		offset, zeros = offset+int64(skip), zeros+int64(skip)
-	}
-	return head{}, errMoving
-}
-
-// settledHead is readHead once a header stands behind the hole. That is so within moments; a process that makes holes
-// in its log by itself has none.
-func settledHead(f *os.File) (h head, err error) {
-	for range 200 {
-		if h, err = readHead(f); !errors.Is(err, errMoving) {
+		if n == 0 || buf[0] != 0 {
+			return head{}, nil
+		}
+		offset, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO):
+			return head{}, nil // all of it is a hole: no rotation leaves that
+		case err != nil:
+			return head{}, err
+		case offset == 0:
+			return head{}, nil // the process wrote that zero
+		}
+		h, ok, err := headBehind(f, offset)
+		if err != nil || ok {
 			return h, err
 		}
-		time.Sleep(time.Millisecond)
+		// A header stands before what is before it is taken out: where there is none, the hole grew since it was measured.
+		// One that stays as it is was made by the process itself.
+		if offset == hole {
+			return head{}, nil
+		}
+		hole = offset
 	}
-	return head{}, nil
+}
+
+// headBehind is the head of a live file that begins with a hole up to an offset; false where no header follows it.
+func headBehind(f *os.File, offset int64) (head, bool, error) {
+	buf := make([]byte, maxHeaderText)
+	// File systems with large records give back a hole's last part as zeros.
+	for zeros := 0; zeros < maxHeader; {
+		n, err := f.ReadAt(buf, offset)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return head{}, false, err
+		}
+		skip := n - len(bytes.TrimLeft(buf[:n], "\x00"))
+		if skip == 0 {
+			position, length, ok := parseHeader(buf[:n])
+			return head{offset: offset, data: offset + length, position: position}, ok, nil
+		}
+		offset, zeros = offset+int64(skip), zeros+skip
+	}
+	return head{}, false, nil
 }
 
 // moved is the position up to which the live file's bytes stand in a segment, too: those are to be read there, for a

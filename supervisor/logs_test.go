@@ -357,3 +357,80 @@ func TestFlood(t *testing.T) {
 		})
 	}
 }
+
+// readCalls counts the reading system calls of this thread.
+func readCalls(t *testing.T) (n int) {
+	t.Helper()
+	counts, err := os.ReadFile("/proc/thread-self/io")
+	if err != nil {
+		skipLog(t, "this kernel doesn't count a thread's reads: %v", err)
+	}
+	_, rest, _ := strings.Cut(string(counts), "syscr: ")
+	if _, err := fmt.Sscan(rest, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// A log that begins with zeros or with a hole, which a process can write, isn't taken for one that is being rotated: to
+// find its beginning takes no more than it takes anywhere, and it is read, rotated and read again as it was written.
+func TestLogsThatBeginWithZeros(t *testing.T) {
+	zeros := bytes.Repeat([]byte("\x00"), 3<<20)
+	for _, mode := range logModes() {
+		t.Run(mode.name, func(t *testing.T) {
+			for name, c := range map[string]struct {
+				begin []byte
+				hole  int64
+			}{
+				"one zero": {begin: []byte("\x00 and text\n")}, "many": {begin: zeros}, "a hole": {hole: 1 << 20},
+				"a hole and zeros": {hole: 1 << 20, begin: zeros}, "nothing but a hole": {hole: 4096},
+			} {
+				l, events := smallLogs(t, t.TempDir(), 1<<30)
+				mode.use(t, l)
+				l.part, l.cfg.UnitBudget = 1<<20, 16<<20
+				path := l.Path("a")
+				f, err := os.Create(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(f.Truncate(c.hole), f.Close(), appendTo(path, c.begin)); err != nil {
+					t.Fatal(err)
+				}
+				written := append(make([]byte, c.hole), c.begin...)
+				live, err := os.Open(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				runtime.LockOSThread()
+				before := readCalls(t)
+				overhead := readCalls(t) - before
+				before = readCalls(t)
+				h, err := settledHead(live)
+				took := readCalls(t) - before - overhead
+				runtime.UnlockOSThread()
+				if err := errors.Join(err, live.Close()); err != nil || h != (head{}) {
+					t.Errorf("%s: it is said to begin at %+v: %v", name, h, err)
+				}
+				if took > 4 && name != "a hole and zeros" {
+					t.Errorf("%s: its beginning took %d reads", name, took)
+				}
+				l.Watch("a")
+				for range 5 {
+					more := bytes.Repeat([]byte("\x00\x00 a line\n"), int(l.part)/10)
+					if err := appendTo(path, more); err != nil {
+						t.Fatal(err)
+					}
+					written = append(written, more...)
+					lookAt(l, "a")
+					got, begin, err := readAll(path, 0)
+					if err != nil || begin != 0 || !bytes.Equal(got, written) {
+						t.Fatalf("%s: %d bytes are kept of %d, from %d on: %v", name, len(got), len(written), begin, err)
+					}
+				}
+				if parts, err := segments(path); err != nil || len(parts) < 3 || len(events()) > 0 {
+					t.Errorf("%s: segments %v, %v; told: %v", name, parts, err, events())
+				}
+			}
+		})
+	}
+}
