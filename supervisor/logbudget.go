@@ -186,6 +186,12 @@ func (l *Logs) fit(ctx context.Context) {
 func (l *Logs) relieve(g *keptLog, what relief) error {
 	switch what {
 	case removal:
+		l.mu.Lock()
+		watched := g.watched
+		l.mu.Unlock()
+		if watched { // its unit began anew since it was chosen
+			return nil
+		}
 		size := sizeOf(g)
 		if err := l.remove(g); err != nil {
 			return err

@@ -224,16 +224,14 @@ func isHole(path string) bool {
 // Path is where the log of a unit stands.
 func (l *Logs) Path(id string) string { return filepath.Join(l.cfg.Dir, id+liveSuffix) }
 
-// Watch says that a unit may write to its log from now on.
+// Watch says that a unit may write to its log from now on: before it opens it. Where the log of an earlier process is just
+// being removed, that is waited for.
 func (l *Logs) Watch(id string) {
+	g := l.claimOrMake(id)
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	g := l.logs[id]
-	if g == nil {
-		g = &keptLog{id: id, path: l.Path(id)}
-		l.logs[id] = g
-	}
 	g.watched, g.due = true, time.Time{}
+	l.mu.Unlock()
+	l.unclaim(g)
 }
 
 // Rest says that nothing of a unit is left that could write to its log.
@@ -247,12 +245,8 @@ func (l *Logs) Rest(id string) {
 
 // Remove removes a unit's log, of which nobody writes any more. It is no error where there is none.
 func (l *Logs) Remove(id string) error {
-	g := l.claim(id)
-	if g == nil {
-		g = &keptLog{id: id, path: l.Path(id)}
-	} else {
-		defer l.unclaim(g)
-	}
+	g := l.claimOrMake(id)
+	defer l.unclaim(g)
 	return l.remove(g)
 }
 
@@ -278,22 +272,33 @@ func (l *Logs) remove(g *keptLog) error {
 
 // claim waits until nobody else works on a log's files, and has it then; nil where there is no such log.
 func (l *Logs) claim(id string) *keptLog {
-	for {
-		l.mu.Lock()
-		g := l.logs[id]
-		if g == nil {
-			l.mu.Unlock()
-			return nil
-		}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g := l.logs[id]
+	for g != nil && g.busy != nil {
 		busy := g.busy
-		if busy == nil {
-			g.busy = make(chan struct{})
-		}
 		l.mu.Unlock()
-		if busy == nil {
+		<-busy
+		l.mu.Lock()
+		g = l.logs[id] // another one, or none, where it was removed
+	}
+	if g != nil {
+		g.busy = make(chan struct{})
+	}
+	return g
+}
+
+// claimOrMake is claim for a log that there may not be yet.
+func (l *Logs) claimOrMake(id string) *keptLog {
+	for {
+		if g := l.claim(id); g != nil {
 			return g
 		}
-		<-busy
+		l.mu.Lock()
+		if l.logs[id] == nil {
+			l.logs[id] = &keptLog{id: id, path: l.Path(id)}
+		}
+		l.mu.Unlock()
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -168,6 +169,65 @@ func TestBudgetOfAllLogs(t *testing.T) {
 			t.Errorf("%s is left", name)
 		}
 	}
+}
+
+// A unit that starts while the log of its earlier process is being removed for the budget is kept track of: the removal
+// either hasn't begun, and then it isn't done, or is over before the unit opens its log.
+func TestWatchMeetsRemoval(t *testing.T) {
+	old := func(t *testing.T) *Logs {
+		l, _ := smallLogs(t, t.TempDir(), 1)
+		l.Watch("a")
+		grow(t, l, "a", 0, 2)
+		l.Rest("a")
+		lookAt(l, "a")
+		return l
+	}
+	check := func(t *testing.T, l *Logs, kept bool) {
+		t.Helper()
+		g := l.logs["a"]
+		if g == nil || !g.watched {
+			t.Fatalf("nobody looks after the log: %+v", g)
+		}
+		if parts, err := segments(l.Path("a")); err != nil || len(parts) > 0 != kept || exists(l.Path("a")) != kept {
+			t.Errorf("of the old log there are segments %v, %v", parts, err)
+		}
+		first := 0
+		if kept {
+			first = int(g.head.position+g.size-g.head.data) / floodLine
+		}
+		grow(t, l, "a", first, 2)
+		if len(g.segments) == 0 {
+			t.Error("what the new process writes isn't rotated")
+		}
+	}
+	t.Run("it was chosen", func(t *testing.T) {
+		l := old(t)
+		what, id := choose(l.usages(), 1, 0)
+		if what != removal || id != "a" {
+			t.Fatalf("%d of %q is chosen", what, id)
+		}
+		l.Watch("a")
+		g := l.claim("a")
+		if err := l.relieve(g, what); err != nil {
+			t.Fatal(err)
+		}
+		l.unclaim(g)
+		check(t, l, true)
+	})
+	t.Run("it is being removed", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := old(t)
+			g := l.claim("a")
+			go l.Watch("a")
+			synctest.Wait()
+			if err := l.remove(g); err != nil {
+				t.Fatal(err)
+			}
+			l.unclaim(g)
+			synctest.Wait()
+			check(t, l, false)
+		})
+	})
 }
 
 // Nothing is left of a log that is removed, and nothing of one that a supervisor was removing when it ended.
