@@ -105,27 +105,73 @@ func foreign(err error) bool {
 		strings.Contains(s.Message(), "unexpected content-type")
 }
 
-// NewStream opens a stream. Streams aren't retried: only their caller knows from where.
+// NewStream opens a stream. Streams aren't retried: only their caller knows from where. Their policy's timeout is for
+// the first message, or the end where there is none; what follows may take as long as the caller likes.
 func (c *Channel) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	stream, err := c.link.newStream(ctx, desc, method, opts...)
-	if err != nil {
-		return nil, c.explain(err)
-	}
-	return explained{stream, c}, nil
+	return c.NewStreamWithin(ctx, 0, desc, method, opts...)
 }
 
-// explained is a stream whose errors are *Error, but for io.EOF.
-type explained struct {
+// NewStreamWithin is NewStream with a limit of the caller's for the first message, where that is shorter; 0: none.
+func (c *Channel) NewStreamWithin(
+	ctx context.Context, limit time.Duration, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption,
+) (grpc.ClientStream, error) {
+	policy, _ := PolicyOf(method)
+	if limit == 0 || 0 < policy.Timeout && policy.Timeout < limit {
+		limit = policy.Timeout
+	}
+	s := &stream{channel: c, caller: ctx, answered: func() {}}
+	ctx, end := context.WithCancelCause(ctx)
+	s.own = ctx
+	if limit > 0 {
+		timer := time.AfterFunc(limit, func() { end(errNoAnswer) })
+		s.answered = func() { timer.Stop() }
+	}
+	opened, err := c.link.newStream(ctx, desc, method, append(opts, grpc.OnFinish(func(error) {
+		s.answered()
+		end(nil)
+	}))...)
+	if err != nil {
+		s.answered()
+		defer end(nil)
+		return nil, s.explain(err)
+	}
+	s.ClientStream = opened
+	return s, nil
+}
+
+// errNoAnswer is the cause of a stream's end whose first message didn't come in time.
+var errNoAnswer = errors.New("no answer in time")
+
+// stream is a stream whose errors are *Error, but for io.EOF.
+type stream struct {
 	grpc.ClientStream
 	channel *Channel
+	// caller is the context that the stream was opened with, own the one that it has: it also ends with errNoAnswer.
+	caller, own context.Context //nolint:containedctx // they are the stream's
+	// answered says that the other end answered.
+	answered func()
 }
 
-func (e explained) RecvMsg(m any) error {
-	err := e.ClientStream.RecvMsg(m)
+func (s *stream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	s.answered()
 	if err == nil || errors.Is(err, io.EOF) {
 		return err
 	}
-	return e.channel.explain(err)
+	return s.explain(err)
+}
+
+func (s *stream) explain(err error) *Error {
+	if status.Code(err) != codes.Canceled || answered(err) || !errors.Is(context.Cause(s.own), errNoAnswer) {
+		return s.channel.explain(uncanceled(s.caller, err))
+	}
+	e := s.channel.explain(status.Error(codes.DeadlineExceeded, errNoAnswer.Error()))
+	if s.ClientStream != nil {
+		if header, _ := s.Header(); header != nil { // the stream has ended: this waits for nothing
+			e.Message = s.channel.peer + " at " + s.channel.link.endpoint + " is there, and sent nothing of what was asked for in time"
+		}
+	}
+	return e
 }
 
 // backoff pauses 100, 200 and 400 ms, each shortened by up to a quarter, so that
@@ -153,6 +199,7 @@ func (c *Channel) explain(err error) *Error {
 		return AsError(err)
 	}
 	e := AsError(err)
+	e.unanswered = true
 	if foreign(err) {
 		e.code = codes.Unavailable // whatever it answered: who was called isn't there
 	}
@@ -215,6 +262,8 @@ func cause(message string) string {
 		return "what listens there doesn't speak gRPC"
 	case has("unknown service "):
 		return "what listens there is another gRPC service"
+	case has("keepalive ping failed"):
+		return "it stopped answering"
 	case has("connection is closing") || has("error reading from server"):
 		return "the connection broke"
 	}

@@ -44,6 +44,8 @@ type Error struct {
 	code codes.Code
 	// unsent: no attempt got as far as a connection to one who could have done it. The caller's own knowledge; it doesn't travel.
 	unsent bool
+	// unanswered: it is the transport's word, and not of the one who was called. The caller's own knowledge, too.
+	unanswered bool
 }
 
 // Violation is one field that can't be right, and why.
@@ -188,6 +190,12 @@ func answered(err error) bool {
 		}
 	}
 	return false
+}
+
+// Unanswered tells whether a call failed without a word of the one who was called.
+func Unanswered(err error) bool {
+	e := AsError(err)
+	return e != nil && e.unanswered
 }
 
 // Refused tells whether the called one decided against the call for a reason that lies in the

@@ -50,12 +50,17 @@ func (l *link) invoke(ctx context.Context, method string, args, reply any, opts 
 	if err != nil {
 		return err
 	}
-	err = c.Invoke(ctx, method, args, reply, opts...)
-	if status.Code(err) == codes.Canceled && ctx.Err() == nil && !answered(err) {
-		// gRPC's word for a connection that was closed between acquire and Invoke.
-		err = status.Error(codes.Unavailable, "the connection broke")
-	}
+	err = uncanceled(ctx, c.Invoke(ctx, method, args, reply, opts...))
 	l.release(c, broken(err))
+	return err
+}
+
+// uncanceled is an error of a call with a context. CANCELED is also gRPC's word for a connection that was closed before
+// the call or under it; where it isn't the caller who canceled, that is what it means.
+func uncanceled(ctx context.Context, err error) error {
+	if status.Code(err) == codes.Canceled && ctx.Err() == nil && !answered(err) {
+		return status.Error(codes.Unavailable, "the connection broke")
+	}
 	return err
 }
 
@@ -65,8 +70,7 @@ func (l *link) newStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 		return nil, err
 	}
 	opts = append(opts, grpc.OnFinish(func(err error) { l.release(c, broken(err)) }))
-	stream, err := c.NewStream(ctx, desc, method, opts...)
-	return stream, err
+	return c.NewStream(ctx, desc, method, opts...)
 }
 
 // broken tells whether an error is the transport's.

@@ -94,7 +94,8 @@ func handlerDeadline(ctx context.Context, method string, now time.Time) (deadlin
 	return deadline.Add(-min(answerTime, deadline.Sub(now)/10)), true
 }
 
-// guardStream does the same for streams, which have no deadline: they end with the server.
+// guardStream does the same for streams, which have no deadline: they end with the server. It tells their callers at
+// once that they are heard, who may have to wait for the first message.
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
@@ -108,7 +109,8 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		case <-ctx.Done():
 		}
 	}()
-	defer cancel() // before the wait
+	defer cancel()             // before the wait
+	_ = stream.SendHeader(nil) // where it fails, the stream is over
 	start := time.Now()
 	defer func() {
 		caught := recover()

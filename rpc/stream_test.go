@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 	"google.golang.org/grpc"
@@ -165,4 +167,117 @@ func TestStreamsEndWithTheServer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The other end's silence is borne for the time that the caller or the contract gives it, and only until its first
+// message: what follows may take long.
+func TestAStreamWithoutAnAnswer(t *testing.T) {
+	checkLeaks(t)
+	srv := NewServer(zerolog.Nop(), nil)
+	var streams atomic.Int32
+	outlived := make(chan struct{})
+	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
+		if streams.Add(1) == 1 {
+			if err := s.Send(piece(1)); err != nil {
+				return err
+			}
+			select {
+			case <-outlived:
+				return s.Send(piece(1))
+			case <-s.Context().Done():
+			}
+		}
+		<-s.Context().Done()
+		return s.Context().Err()
+	}})
+	up := serve(t, srv, anyPort)
+	ch, _ := dialMaster(t, up.endpoint, nil)
+	// Long enough for the server to say that it is there.
+	client := sutrav1.NewGridMasterClient(within{ch, time.Second})
+	long, err := client.TailLogs(t.Context(), &sutrav1.TailLogsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := long.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	// Its time is over when that of another, which began later, is.
+	_, err = tail(t.Context(), client)
+	wantError(t, err, TimedOut, "the master at "+up.endpoint+" is there, and sent nothing of what was asked for in time")
+	if !Unanswered(err) {
+		t.Error("silence passes for an answer")
+	}
+	close(outlived)
+	if _, err := long.Recv(); err != nil {
+		t.Errorf("a stream that had begun: %v", err)
+	}
+	if _, err := long.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("at its end: %v", err)
+	}
+
+	// A caller that hangs up isn't told that the other end was slow, and one whose own time is over is.
+	ctx, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	_, err = tail(ctx, client)
+	wantError(t, err, Canceled, "the call to the master was canceled")
+	ctx, hangUp = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer hangUp()
+	_, err = tail(ctx, sutrav1.NewGridMasterClient(ch))
+	wantError(t, err, TimedOut, "the master at "+up.endpoint+" didn't answer in time")
+}
+
+// What accepts connections and says nothing holds a stream up no longer than anything else.
+func TestAStreamToASilentPort(t *testing.T) {
+	checkLeaks(t)
+	l := listen(t, anyPort)
+	t.Cleanup(func() { _ = l.Close() })
+	ch, _ := dialMaster(t, l.Addr().String(), nil)
+	_, err := tail(t.Context(), sutrav1.NewGridMasterClient(within{ch, 50 * time.Millisecond}))
+	wantError(t, err, TimedOut, "the master at "+l.Addr().String()+" didn't answer in time")
+}
+
+// within is a channel whose streams are to be answered in a time.
+type within struct {
+	*Channel
+	limit time.Duration
+}
+
+func (w within) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	return w.NewStreamWithin(ctx, w.limit, desc, method, opts...)
+}
+
+// A connection that this side drops, because its other end is taken for dead, breaks the streams on it: nobody canceled
+// them.
+func TestADroppedConnectionBreaksItsStreams(t *testing.T) {
+	checkLeaks(t)
+	srv := NewServer(zerolog.Nop(), nil)
+	began := make(chan struct{})
+	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
+		if err := s.Send(piece(1)); err != nil {
+			return err
+		}
+		close(began)
+		<-s.Context().Done()
+		return s.Context().Err()
+	}})
+	up := serve(t, srv, anyPort)
+	ch, client := dialMaster(t, up.endpoint, nil)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := tail(t.Context(), client)
+		ended <- err
+	}()
+	receive(t, "the stream's start", began)
+	ch.Close()
+	wantError(t, receive(t, "the stream's end", ended), MasterUnreachable, "can't reach the master at "+up.endpoint+": the connection broke")
+
+	ch, client = dialMaster(t, up.endpoint, nil)
+	c, err := ch.link.acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close() // between a call's taking it and its using it
+	_, err = tail(t.Context(), client)
+	wantError(t, err, MasterUnreachable, "can't reach the master at "+up.endpoint+": the connection broke")
+	ch.link.release(c, false)
 }

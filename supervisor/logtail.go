@@ -44,11 +44,17 @@ type LogChunk struct {
 
 // Tail sends a part of a unit's log, piece by piece: without Follow up to where the log ends now, however fast it grows.
 // With Follow it begins with an empty piece that says where the part begins, and returns nil once ended is closed and
-// all that was written is sent. fs.ErrNotExist is a log that doesn't exist; while the unit hasn't ended, it may come.
+// all that was written is sent. fs.ErrNotExist is a log that doesn't exist; while the unit hasn't ended, it may come, and
+// an empty piece says that it is waited for.
 func (l *Logs) Tail(ctx context.Context, id string, want LogRange, ended <-chan struct{}, send func(LogChunk) error) error {
 	pause := pacer{ctx: ctx, ended: ended}
 	defer pause.stop()
 	r, err := ReadLog(l.Path(id))
+	if errors.Is(err, fs.ErrNotExist) && want.Follow && !closed(ended) {
+		if err := send(LogChunk{}); err != nil {
+			return err
+		}
+	}
 	for errors.Is(err, fs.ErrNotExist) && want.Follow && !closed(ended) && pause.wait() {
 		r, err = ReadLog(l.Path(id))
 	}

@@ -43,7 +43,7 @@ func Flags() []cli.Flag {
 		OutputFlag(category),
 		&cli.DurationFlag{
 			Name: "timeout", Category: category, DefaultText: "each call's own",
-			Usage: "`LIMIT` of each call, retries included, for example 3s; one longer than the call's own changes nothing",
+			Usage: "`LIMIT` of each call, retries included, for example 3s, of a log until it begins to come; one longer than the call's own changes nothing",
 		},
 	}
 }
@@ -222,14 +222,14 @@ func (s *session) Invoke(ctx context.Context, method string, args, reply any, op
 		defer cancel()
 	}
 	if err := s.channel.Invoke(ctx, method, args, reply, opts...); err != nil {
-		return s.advise(rpc.AsError(err))
+		return s.advise(method, rpc.AsError(err))
 	}
 	return nil
 }
 
-// NewStream opens a stream, which lives as long as its caller: --timeout is for calls.
+// NewStream opens a stream, of which --timeout limits the time until the first message; then it lives as long as its caller.
 func (s *session) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	return s.channel.NewStream(ctx, desc, method, opts...)
+	return s.channel.NewStreamWithin(ctx, s.timeout, desc, method, opts...)
 }
 
 // notMaster is how rpc speaks of a port where something listens that doesn't speak gRPC, hangs up or is
@@ -240,9 +240,10 @@ const notMaster = "what listens there"
 const refusedThere = "connection refused"
 
 // advise says what to do next where the master, which may not be there, said nothing.
-func (s *session) advise(e *rpc.Error) *rpc.Error {
+func (s *session) advise(method string, e *rpc.Error) *rpc.Error {
+	policy, _ := rpc.PolicyOf(method)
 	switch {
-	case e.Hint != "":
+	case e.Hint != "", !rpc.Unanswered(e):
 	case strings.Contains(e.Message, notMaster), e.Reason == rpc.Unimplemented:
 		_, port, _ := net.SplitHostPort(s.endpoint) // config.Endpoint made it
 		_ = e.WithHint("another service listens there; on that host this names it: ss -ltnp 'sport = :%s'; "+
@@ -255,7 +256,7 @@ func (s *session) advise(e *rpc.Error) *rpc.Error {
 		_ = e.WithHint("%s is gone; start it again with: sutra master   or name another with --master HOST:PORT", who)
 	case e.Reason == rpc.MasterUnreachable:
 		_ = e.WithHint("start one with: sutra master   or name one with --master HOST:PORT")
-	case e.Reason == rpc.TimedOut && s.timeout > 0:
+	case e.Reason == rpc.TimedOut && s.timeout > 0 && s.timeout < policy.Timeout:
 		_ = e.WithHint("the limit was --timeout %s; give it more or leave it out", s.timeout)
 	case e.Reason == rpc.TimedOut:
 		_, port, _ := net.SplitHostPort(s.endpoint) // config.Endpoint made it

@@ -23,6 +23,8 @@ const (
 	// masterAway is how long a log is followed without a master; masterPause is the wait between two tries to reach it.
 	masterAway  = 30 * time.Second
 	masterPause = 250 * time.Millisecond
+	// clockSkew is how much the clock of a host where somebody looked up a time may be ahead of this one's.
+	clockSkew = time.Minute
 )
 
 func (c *client) logsCommand() *cli.Command {
@@ -41,7 +43,7 @@ Examples:
   sutra logs --node NODE --since 2026-03-01T12:00:00Z
 
 Exit codes: 0 all is printed, or following was interrupted; 1 failed; 2 bad flags; 3 no such node, or
-nothing is kept of its log; 4 master or agent unavailable; 6 not allowed`,
+nothing is kept of its log; 4 master or agent unavailable; 5 master or agent didn't answer in time; 6 not allowed`,
 		Flags: []cli.Flag{
 			nodeFlag(),
 			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on with what is written from then on"},
@@ -76,14 +78,20 @@ func (s *session) moment(since string) (*timestamppb.Timestamp, error) {
 	if since == "" {
 		return nil, nil
 	}
-	if ago, err := time.ParseDuration(since); err == nil && ago >= 0 {
-		return timestamppb.New(s.now().Add(-ago)), nil
-	}
 	at, err := time.Parse(time.RFC3339, since)
-	if err != nil {
+	if ago, notDuration := time.ParseDuration(since); notDuration == nil {
+		at, err = s.now().Add(-ago), nil
+	}
+	switch {
+	case err != nil:
 		return nil, &UsageError{
 			Message: fmt.Sprintf("--since %q is neither a duration nor a time", since),
 			Hint:    "write a duration such as 90s, 10m or 2h, or a time such as 2026-03-01T12:00:00Z",
+		}
+	case at.After(s.now().Add(clockSkew)):
+		return nil, &UsageError{
+			Message: fmt.Sprintf("--since %q lies in the future: nothing is written yet that is so new", since),
+			Hint:    "write how far to go back, such as 90s, 10m or 2h, or a time that has passed, such as 2026-03-01T12:00:00Z",
 		}
 	}
 	return timestamppb.New(at), nil
@@ -112,7 +120,7 @@ func (r *logRun) follow(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err == nil, !began, rpc.AsError(err).Code() != codes.Unavailable:
+		case err == nil, !began, rpc.AsError(err).Code() != codes.Unavailable && !hangs(err):
 			return err
 		case away.IsZero():
 			away = r.now()
@@ -130,13 +138,16 @@ func (r *logRun) follow(ctx context.Context) error {
 	}
 }
 
+// hangs tells whether it is the master that doesn't answer.
+func hangs(err error) bool { return rpc.Unanswered(err) && rpc.ReasonOf(err) == rpc.TimedOut }
+
 // once prints what one stream brings.
 func (r *logRun) once(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := r.master.TailLogs(ctx, &sutrav1.TailLogsRequest{NodeId: r.id, Range: r.rest})
 	if err != nil {
-		return r.advise(rpc.AsError(err))
+		return r.advise(sutrav1.GridMaster_TailLogs_FullMethodName, rpc.AsError(err))
 	}
 	for {
 		got, err := stream.Recv()
@@ -144,7 +155,7 @@ func (r *logRun) once(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			return r.advise(rpc.AsError(err))
+			return r.advise(sutrav1.GridMaster_TailLogs_FullMethodName, rpc.AsError(err))
 		}
 		r.answered = true
 		if err := r.print(got); err != nil {

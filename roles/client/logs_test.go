@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -72,9 +73,10 @@ func TestLogsRefuses(t *testing.T) {
 		code int
 		said string
 	}{
-		"node-1":    {exitNotFound, "error: there is no node node-1 (NODE_NOT_FOUND)\n"},
-		"yesterday": {exitUsage, "error: --since \"yesterday\" is neither a duration nor a time (USAGE)\nhint: write a duration such as 90s, 10m or 2h, or a time such as 2026-03-01T12:00:00Z\n"},
-		"-5m":       {exitUsage, "error: --since \"-5m\" is neither a duration nor a time (USAGE)\nhint: write a duration such as 90s, 10m or 2h, or a time such as 2026-03-01T12:00:00Z\n"},
+		"node-1":               {exitNotFound, "error: there is no node node-1 (NODE_NOT_FOUND)\n"},
+		"yesterday":            {exitUsage, "error: --since \"yesterday\" is neither a duration nor a time (USAGE)\nhint: write a duration such as 90s, 10m or 2h, or a time such as 2026-03-01T12:00:00Z\n"},
+		"-5m":                  {exitUsage, "error: --since \"-5m\" lies in the future: nothing is written yet that is so new (USAGE)\nhint: write how far to go back, such as 90s, 10m or 2h, or a time that has passed, such as 2026-03-01T12:00:00Z\n"},
+		"2099-01-01T00:00:00Z": {exitUsage, "error: --since \"2099-01-01T00:00:00Z\" lies in the future: nothing is written yet that is so new (USAGE)\nhint: write how far to go back, such as 90s, 10m or 2h, or a time that has passed, such as 2026-03-01T12:00:00Z\n"},
 	} {
 		for _, follow := range []string{"--follow=false", "-f"} {
 			line := []string{"logs", "-n", "node-1", follow}
@@ -137,6 +139,88 @@ func TestFollowOutlastsTheMaster(t *testing.T) {
 	term = newTerminal()
 	if err := term.run(t.Context(), "logs", "-n", "node-1", "-f", "--master", l.Addr().String()); ExitCode(err) != exitUnavailable {
 		t.Errorf("without a master: %v", err)
+	}
+}
+
+// --timeout is for a log's beginning: one that doesn't come ends the verb, and one that came goes on for longer.
+func TestTimeoutOfLogs(t *testing.T) {
+	silent := &fakeMaster{onLogs: func(_ *sutrav1.TailLogsRequest, s logStream) error {
+		<-s.Context().Done()
+		return s.Context().Err()
+	}}
+	f := serve(t, silent)
+	// A limit that is longer than the contract's changes nothing, and isn't what a call fails by.
+	contracts := make(chan error, 1)
+	go func() { contracts <- newTerminal().run(t.Context(), "logs", "-n", "node-1", "--timeout", "1h", "--master", f.endpoint) }()
+	for len(f.requests()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	for _, follow := range []string{"--follow=false", "-f"} {
+		said, err := refused(t, f, "logs", "-n", "node-1", follow, "--timeout", "300ms")
+		if ExitCode(err) != exitTimedOut || !strings.Contains(said, "in time (TIMED_OUT)\nhint: the limit was --timeout 300ms; give it more or leave it out\n") {
+			t.Errorf("%s: exit %d\n%s", follow, ExitCode(err), said)
+		}
+	}
+
+	select {
+	case err := <-contracts:
+		t.Errorf("with a shorter limit it takes longer than this: %v", err)
+	default:
+	}
+
+	begun, over := make(chan struct{}), make(chan struct{})
+	f = serve(t, &fakeMaster{onLogs: func(_ *sutrav1.TailLogsRequest, s logStream) error {
+		if err := s.Send(logPiece("one\n", 4)); err != nil {
+			return err
+		}
+		close(begun)
+		<-over
+		return s.Send(logPiece("two\n", 8))
+	}})
+	term := newTerminal()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- term.run(t.Context(), "logs", "-n", "node-1", "-f", "--timeout", "2s", "--master", f.endpoint)
+	}()
+	<-begun
+	// Of two limits of the same length the one that began later ends later.
+	if _, err := refused(t, serve(t, silent), "logs", "-n", "node-1", "--timeout", "2s"); ExitCode(err) != exitTimedOut {
+		t.Errorf("of a silent master: %v", err)
+	}
+	close(over)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	diff(t, term.out.String(), "one\ntwo\n")
+	if err := <-contracts; ExitCode(err) != exitTimedOut || strings.Contains(rpc.AsError(err).Hint, "--timeout") {
+		t.Errorf("%v, %s", err, rpc.AsError(err).Hint)
+	}
+}
+
+// A master that hangs while a log is followed is waited for like one that is gone; what it says itself ends the verb.
+func TestFollowOutlastsAMasterThatHangs(t *testing.T) {
+	var calls atomic.Int32
+	f := serve(t, &fakeMaster{onLogs: func(_ *sutrav1.TailLogsRequest, s logStream) error {
+		switch calls.Add(1) {
+		case 1:
+			if err := s.Send(logPiece("one\n", 4)); err != nil {
+				return err
+			}
+			return rpc.Errorf(rpc.ShuttingDown, "the master is shutting down")
+		case 2:
+			<-s.Context().Done()
+			return s.Context().Err()
+		case 3:
+			return s.Send(logPiece("two\n", 8))
+		}
+		return rpc.Errorf(rpc.TimedOut, "the agent is slow")
+	}})
+	out, _ := ask(t, f, "logs", "-n", "node-1", "-f", "--timeout", "300ms")
+	diff(t, out, "one\ntwo\n")
+	said, err := refused(t, f, "logs", "-n", "node-1", "-f")
+	diff(t, said, "error: the agent is slow (TIMED_OUT)\n") // no hint that blames a master which answers
+	if ExitCode(err) != exitTimedOut {
+		t.Error(err)
 	}
 }
 

@@ -38,7 +38,7 @@ func (s *service) TailLogs(req *sutrav1.TailLogsRequest, stream grpc.ServerStrea
 		err := s.passLog(ctx, pass, id, agentID)
 		switch _, ended, _ := s.registry.Place(id, time.Now()); {
 		case err == nil, pass.lost, !pass.rest.GetFollow(), ended, rpc.Refused(err):
-			return err
+			return away(err, agentID)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		}
@@ -54,6 +54,15 @@ func (s *service) TailLogs(req *sutrav1.TailLogsRequest, stream grpc.ServerStrea
 		case <-time.After(awayPause):
 		}
 	}
+}
+
+// away says what to do where an agent that has a log can't be reached or doesn't answer.
+func away(err error, agentID string) error {
+	e := rpc.AsError(err)
+	if e == nil || e.RetryAfter > 0 || e.Reason != rpc.AgentUnreachable && e.Reason != rpc.AgentOffline && e.Reason != rpc.TimedOut {
+		return err
+	}
+	return e.With("agent_id", agentID).WithHint("look at agent %s on its host, which keeps the log: sutra list-agents shows when it is back", agentID)
 }
 
 // logPass is one log on its way to a caller.

@@ -655,7 +655,7 @@ const file_sutra_v1_grid_agent_proto_rawDesc = "" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12(\n" +
 	"\x05range\x18\x03 \x01(\v2\x12.sutra.v1.LogRangeR\x05range\"E\n" +
 	"\x19GridAgentTailLogsResponse\x12(\n" +
-	"\x05chunk\x18\x01 \x01(\v2\x12.sutra.v1.LogChunkR\x05chunk2\xfd\x04\n" +
+	"\x05chunk\x18\x01 \x01(\v2\x12.sutra.v1.LogChunkR\x05chunk2\x81\x05\n" +
 	"\tGridAgent\x12e\n" +
 	"\tSpawnNode\x12#.sutra.v1.GridAgentSpawnNodeRequest\x1a$.sutra.v1.GridAgentSpawnNodeResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\x1e\x10\x01\x1a\x01\x05\x12b\n" +
@@ -667,8 +667,9 @@ const file_sutra_v1_grid_agent_proto_rawDesc = "" +
 	"\rGetNodeStatus\x12'.sutra.v1.GridAgentGetNodeStatusRequest\x1a(.sutra.v1.GridAgentGetNodeStatusResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\x05\x10\x01\x1a\x01\x05\x12e\n" +
 	"\tListNodes\x12#.sutra.v1.GridAgentListNodesRequest\x1a$.sutra.v1.GridAgentListNodesResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x05\x12^\n" +
-	"\bTailLogs\x12\".sutra.v1.GridAgentTailLogsRequest\x1a#.sutra.v1.GridAgentTailLogsResponse\"\a\xca\xf3\x18\x03\x1a\x01\x050\x01B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
+	"\x02\b\x05\x10\x01\x1a\x01\x05\x12b\n" +
+	"\bTailLogs\x12\".sutra.v1.GridAgentTailLogsRequest\x1a#.sutra.v1.GridAgentTailLogsResponse\"\v\xca\xf3\x18\a\n" +
+	"\x02\b\x05\x1a\x01\x050\x01B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
 
 var (
 	file_sutra_v1_grid_agent_proto_rawDescOnce sync.Once

@@ -1627,7 +1627,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xd3\b\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xd7\b\n" +
 	"\n" +
 	"GridMaster\x12_\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\r\xca\xf3\x18\t\n" +
@@ -1656,8 +1656,9 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"ListAgents\x12\x1b.sutra.v1.ListAgentsRequest\x1a\x1c.sutra.v1.ListAgentsResponse\"\x0f\xca\xf3\x18\v\n" +
 	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12j\n" +
 	"\x10GetClusterStatus\x12!.sutra.v1.GetClusterStatusRequest\x1a\".sutra.v1.GetClusterStatusResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12N\n" +
-	"\bTailLogs\x12\x19.sutra.v1.TailLogsRequest\x1a\x1a.sutra.v1.TailLogsResponse\"\t\xca\xf3\x18\x05\x1a\x03\x01\x02\x030\x01B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
+	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12R\n" +
+	"\bTailLogs\x12\x19.sutra.v1.TailLogsRequest\x1a\x1a.sutra.v1.TailLogsResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\a\x1a\x03\x01\x02\x030\x01B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
 
 var (
 	file_sutra_v1_grid_master_proto_rawDescOnce sync.Once

@@ -93,7 +93,8 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 type Policy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Overall time a caller gives the call, retries included, unless its own
-	// deadline is earlier. Unset on streams that live as long as their caller.
+	// deadline is earlier. Of a stream: the time until its first message, or its
+	// end where it has none; then it may go on for as long as its caller likes.
 	Timeout *durationpb.Duration `protobuf:"bytes,1,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// True where a second delivery of the same request has the effect of one.
 	// Only such methods are tried again on UNAVAILABLE.
