@@ -56,18 +56,39 @@ func OnUsageError(cctx *cli.Context, err error, _ bool) error {
 	message := flagInError.ReplaceAllString(err.Error(), "$1 --$2")
 	message = strings.Replace(message, "flag provided but not defined:", "unknown flag", 1)
 	hint := cctx.Command.HelpName + " --help lists the flags and what they take"
-	if found := bareNumber.FindStringSubmatch(message); found != nil {
-		for _, f := range cctx.Command.Flags {
-			if _, ok := f.(*cli.DurationFlag); ok && slices.Contains(f.Names(), found[2]) {
-				hint = fmt.Sprintf("a duration has a unit: --%s %ss", found[2], found[1])
+	found := badValue.FindStringSubmatch(message)
+	if found == nil {
+		return &UsageError{Message: message, Hint: hint}
+	}
+	value, name, tooLarge := found[1], found[2], found[3] == "value out of range"
+	written := "--" + name
+	if len(name) == 1 {
+		written = "-" + name
+	}
+	for _, f := range cctx.Command.Flags {
+		if !slices.Contains(f.Names(), name) {
+			continue
+		}
+		switch f.(type) {
+		case *cli.DurationFlag:
+			if !strings.ContainsFunc(value, func(r rune) bool { return r < '0' || '9' < r }) {
+				hint = fmt.Sprintf("a duration has a unit: --%s %ss", name, value)
 			}
+		case *cli.IntFlag, *cli.UintFlag, *cli.Uint64Flag:
+			message = fmt.Sprintf("%s %q isn't a whole number of 0 or more", written, value)
+			if tooLarge {
+				message = fmt.Sprintf("%s %s is too large", written, value)
+			}
+			hint = "write digits only, such as " + written + " 2000"
+		case *cli.BoolFlag:
+			message, hint = fmt.Sprintf("%s takes no value, and has %q", written, value), "write "+written+" alone, or leave it out"
 		}
 	}
 	return &UsageError{Message: message, Hint: hint}
 }
 
-// bareNumber finds a number that a flag refused, and the flag.
-var bareNumber = regexp.MustCompile(`invalid value "(\d+)" for flag --([\w-]+)`)
+// badValue finds a value that a flag refused, and the flag.
+var badValue = regexp.MustCompile(`^invalid (?:boolean )?value "(.*)" for (?:flag )?--?([\w-]+): (.*)`)
 
 // RefuseEmpty is a cli.BeforeFunc that refuses string flags that were given without text, most often by a
 // script's unset variable: taken as not given they would make the command do something else.
