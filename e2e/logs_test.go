@@ -235,3 +235,144 @@ ready = "none"
 	g.AwaitNode(id, "to be live", func(n *sutrav1.Node) bool { return n.GetPhase() == running })
 	g.MustRun("stop", "-n", id)
 }
+
+// An agent that hangs doesn't hold up those who want a log of its nodes, nor does a master that hangs: they learn in the
+// time of a call, or in theirs, who doesn't answer. Who follows waits.
+func TestLogsOfTheFrozen(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	master := g.StartMaster()
+	agent := g.StartAgent("a1", manyProfiles)
+	id := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "sleep"}).GetNodeId()
+	log := filepath.Join(g.Home, "agents", "a1", "logs", id+".log")
+	write := func(text string) {
+		t.Helper()
+		f, err := os.OpenFile(log, os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.WriteString(text)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one\n")
+	says := func(code int, args []string, parts ...string) {
+		t.Helper()
+		r := g.Run(append([]string{"logs", "-n", id}, args...)...)
+		if r.Code != code || r.Stdout != "" {
+			t.Errorf("%v: exit %d\n%s%s", args, r.Code, r.Stdout, r.Stderr)
+		}
+		for _, part := range append(parts, "\nhint: ") {
+			if !strings.Contains(r.Stderr, part) {
+				t.Errorf("%v: it doesn't say %q:\n%s", args, part, r.Stderr)
+			}
+		}
+	}
+
+	agent.Signal(syscall.SIGSTOP)
+	says(5, nil, "agent a1 at ", " didn't answer in time (TIMED_OUT)", "look at agent a1 on its host")
+	says(5, []string{"--timeout", "1s"}, "the master at "+g.Endpoint+" is there, and sent nothing", "the limit was --timeout 1s")
+	agent.Signal(syscall.SIGCONT)
+	harness.Await(t, "the agent to answer again", func() error {
+		if r := g.Run("logs", "-n", id); r.Stdout != "one\n" {
+			return fmt.Errorf("%s", r.Stderr)
+		}
+		return nil
+	})
+
+	// It follows for longer than its limit.
+	follower, said := follow(t, g, "follower", id, "--timeout", "2s")
+	harness.Await(t, "the follower to follow", func() error {
+		if out := string(said()); out != "one\n" {
+			return fmt.Errorf("%q", out)
+		}
+		return nil
+	})
+	master.Signal(syscall.SIGSTOP)
+	for _, args := range [][]string{nil, {"-f"}} {
+		says(5, args, "the master at "+g.Endpoint+" didn't answer in time (TIMED_OUT)", "ss -ltnp")
+		says(5, append([]string{"--timeout", "1s"}, args...), "the master at "+g.Endpoint+" didn't answer in time (TIMED_OUT)", "the limit was --timeout 1s")
+	}
+	harness.Await(t, "the follower to wait", func() error {
+		return logSays(follower, "waiting for the master: can't reach the master at "+g.Endpoint+": it stopped answering\n")
+	})
+	write("two\n")
+	master.Signal(syscall.SIGCONT)
+	harness.Await(t, "the follower to go on", func() error {
+		if out := string(said()); out != "one\ntwo\n" {
+			return fmt.Errorf("%q", out)
+		}
+		return nil
+	})
+	g.MustRun("stop", "-n", id)
+	if code := follower.Wait(); code != 0 {
+		t.Errorf("the follower ended with %d", code)
+	}
+}
+
+// A master that gives an agent up breaks off what it asked it: nobody has canceled that.
+func TestLogsOfAnAgentThatIsGivenUp(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster("--degraded-after", "2s", "--offline-after", "4s")
+	agent := g.StartAgent("a1", manyProfiles)
+	id := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "sleep"}).GetNodeId()
+	follower, _ := follow(t, g, "follower", id, "-o", "json")
+	log, err := os.OpenFile(filepath.Join(g.Home, "agents", "a1", "logs", id+".log"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = log.WriteString("one\n")
+	if err := errors.Join(err, log.Close()); err != nil {
+		t.Fatal(err)
+	}
+	harness.Await(t, "the follower to follow", func() error { return logSays(follower, "one") })
+
+	agent.Signal(syscall.SIGSTOP)
+	harness.Await(t, "the follower to wait", func() error { return logSays(follower, "notice") })
+	if err := logSays(follower, `{"notice":"waiting for agent a1: can't reach agent a1 at `); err != nil {
+		t.Errorf("%v:\n%s", err, follower.Log())
+	}
+	g.AwaitAgent("a1", sutrav1.AgentHealth_AGENT_HEALTH_OFFLINE)
+	if r := g.Run("logs", "-n", id); r.Code != 4 || !strings.Contains(r.Stderr, "(AGENT_OFFLINE)\nhint: look at agent a1 on its host") {
+		t.Errorf("of an agent that is OFFLINE: %d\n%s", r.Code, r.Stderr)
+	}
+	agent.Signal(syscall.SIGCONT)
+	g.AwaitAgent("a1", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	g.MustRun("stop", "-n", id)
+	if code := follower.Wait(); code != 0 {
+		t.Errorf("the follower ended with %d:\n%s", code, follower.Log())
+	}
+}
+
+// Who doesn't follow gets what there is, and no more: also of a node that writes faster than anybody reads.
+func TestLogsOfAFlood(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	g.StartAgent("a1", `[storage.profiles.flood]
+storage_binary = "/usr/bin/yes"
+args = ["a line"]
+ready = "none"
+[logs]
+node_budget_mb = 8
+`)
+	id := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "flood"}).GetNodeId()
+	harness.Await(t, "a thousand lines", func() error {
+		if out := g.MustRun("logs", "-n", id, "--tail", "1000"); strings.Count(out, "\n") < 999 {
+			return fmt.Errorf("%d bytes", len(out))
+		}
+		return nil
+	})
+	for range 3 {
+		// The end may lie within a line.
+		if out := g.MustRun("logs", "-n", id, "--tail", "1000"); len(out) > 7*1000 || len(out) <= 7*999 {
+			t.Errorf("the last 1000 lines are %d bytes", len(out))
+		}
+	}
+	if out := g.MustRun("logs", "-n", id); len(out) > 64<<20 {
+		t.Errorf("%d bytes are kept of a budget of 8 MiB", len(out))
+	}
+	g.MustRun("stop", "-n", id)
+}
