@@ -327,7 +327,7 @@ func TestUnboundedLogsAreToldOfOnce(t *testing.T) {
 func TestOutputAcrossARotation(t *testing.T) {
 	for _, mode := range logModes() {
 		t.Run(mode.name, func(t *testing.T) {
-			l, _ := smallLogs(t, t.TempDir(), 1<<30)
+			l, _ := smallLogs(t, mode.dir(t), 1<<30)
 			mode.use(t, l)
 			l.Watch("unit")
 			grow(t, l, "unit", 0, 2)
@@ -369,7 +369,7 @@ func TestOutputAcrossARotation(t *testing.T) {
 func TestFollowAFlood(t *testing.T) {
 	for _, mode := range logModes() {
 		t.Run(mode.name, func(t *testing.T) {
-			l, err := OpenLogs(LogsConfig{Dir: t.TempDir(), UnitBudget: 4 << 20})
+			l, err := OpenLogs(LogsConfig{Dir: mode.dir(t), UnitBudget: 4 << 20})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -507,7 +507,7 @@ func TestTailOfAFloodEnds(t *testing.T) {
 				cases = append(cases, part{fmt.Sprintf("all, outrun by %d", parts), LogRange{}, parts})
 			}
 			for _, c := range cases {
-				l, _ := smallLogs(t, t.TempDir(), 1<<30)
+				l, _ := smallLogs(t, mode.dir(t), 1<<30)
 				mode.use(t, l)
 				l.Watch("a")
 				written := grow(t, l, "a", 0, 4)
@@ -637,20 +637,7 @@ func TestNotesAreThinnedOut(t *testing.T) {
 
 // A real tmpfs, which takes nothing out of a file's front: its logs get holes.
 func TestLogsOnTmpfs(t *testing.T) {
-	var st unix.Statfs_t
-	const shm = "/dev/shm"
-	if err := unix.Statfs(shm, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
-		skipLog(t, "%s is no tmpfs here", shm)
-	}
-	dir, err := os.MkdirTemp(shm, "sutra-test-")
-	if err != nil {
-		skipLog(t, "no folder in %s: %v", shm, err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := logMode{memory: true}.dir(t)
 	l, events := smallLogs(t, dir, 1<<30)
 	if l.cutter.release == nil || !l.cutter.sparse {
 		t.Fatalf("it works as %+v", l.cutter)

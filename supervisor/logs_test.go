@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -24,9 +25,36 @@ import (
 type logMode struct {
 	name   string
 	sparse bool
+	// memory: on a tmpfs, else where tests have their folders.
+	memory bool
 }
 
-func logModes() []logMode { return []logMode{{"collapse", false}, {"punch", true}} }
+func logModes() []logMode {
+	return []logMode{{name: "collapse"}, {name: "punch", sparse: true}, {name: "punch on tmpfs", sparse: true, memory: true}}
+}
+
+// dir is a folder of the mode's file system.
+func (m logMode) dir(t testing.TB) string {
+	t.Helper()
+	if !m.memory {
+		return t.TempDir()
+	}
+	const shm = "/dev/shm"
+	var st unix.Statfs_t
+	if err := unix.Statfs(shm, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+		skipLog(t, "%s is no tmpfs here", shm)
+	}
+	dir, err := os.MkdirTemp(shm, "sutra-test-")
+	if err != nil {
+		skipLog(t, "no folder in %s: %v", shm, err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
 
 // use makes a folder of logs work in a mode, where the file system can.
 func (m logMode) use(t testing.TB, l *Logs) {
@@ -43,12 +71,16 @@ func (m logMode) use(t testing.TB, l *Logs) {
 	if _, err := probe.Write(make([]byte, 2*l.cutter.block)); err != nil {
 		t.Fatal(err)
 	}
+	chosen := l.cutter.sparse
 	l.cutter.release, l.cutter.sparse = collapse, false
 	if m.sparse {
 		l.cutter.release, l.cutter.sparse = punch, true
 	}
 	if err := l.cutter.release(int(probe.Fd()), l.cutter.block); err != nil {
 		skipLog(t, "this file system can't %s: %v", m.name, err)
+	}
+	if (!m.sparse || m.memory) && chosen != m.sparse {
+		t.Errorf("of itself, it doesn't %s", m.name)
 	}
 }
 
@@ -183,7 +215,7 @@ func (m *logModel) check(t *rapid.T) {
 func TestRotationAgainstAModel(t *testing.T) {
 	for _, mode := range logModes() {
 		t.Run(mode.name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := mode.dir(t)
 			l, err := OpenLogs(LogsConfig{Dir: dir, UnitBudget: 1, Budget: 1})
 			if err != nil {
 				t.Fatal(err)
@@ -291,7 +323,7 @@ func consecutive(t *testing.T, what string, data []byte, last int64) int64 {
 func TestFlood(t *testing.T) {
 	for _, mode := range logModes() {
 		t.Run(mode.name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := mode.dir(t)
 			var cut atomic.Int64
 			l, err := OpenLogs(LogsConfig{Dir: dir, UnitBudget: 16 << 20, Budget: 1 << 30, Notify: func(e LogEvent) {
 				if e.Kind != LogCut {
@@ -385,7 +417,7 @@ func TestLogsThatBeginWithZeros(t *testing.T) {
 				"one zero": {begin: []byte("\x00 and text\n")}, "many": {begin: zeros}, "a hole": {hole: 1 << 20},
 				"a hole and zeros": {hole: 1 << 20, begin: zeros}, "nothing but a hole": {hole: 4096},
 			} {
-				l, events := smallLogs(t, t.TempDir(), 1<<30)
+				l, events := smallLogs(t, mode.dir(t), 1<<30)
 				mode.use(t, l)
 				l.part, l.cfg.UnitBudget = 1<<20, 16<<20
 				path := l.Path("a")
