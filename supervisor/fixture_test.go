@@ -229,9 +229,9 @@ func witness(args []string) error {
 	}
 	p := &process{identity: Identity{PID: pid}, pidfd: os.NewFile(uintptr(fd), "pidfd")}
 	status, known := p.status()
-	fmt.Println(int(status), known)
+	fmt.Fprintln(os.Stdout, int(status), known)
 	status, known = p.statusLater()
-	fmt.Println(int(status), known)
+	fmt.Fprintln(os.Stdout, int(status), known)
 	return nil
 }
 

@@ -116,7 +116,7 @@ func parseStat(line []byte) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("read flags: %w", err)
 	}
-	const forkNoExec = 0x40 // PF_FORKNOEXEC in the kernel's sched.h, where it has been since Linux 1.2
+	const forkNoExec = 0x40 // PF_FORKNOEXEC in the kernel's sched.h
 	left, err := strconv.Atoi(fields[threads])
 	if err != nil {
 		return stat{}, fmt.Errorf("read count of threads: %w", err)
