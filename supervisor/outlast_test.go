@@ -184,7 +184,8 @@ func TestDescribe(t *testing.T) {
 			t.Errorf("%v are %q, want %q", pids, got, want)
 		}
 	}
-	if got := describe([]int{self}); !strings.HasPrefix(got, fmt.Sprintf("process %d, supervisor.test, in state ", self)) {
+	name := strings.TrimSpace(procFile(t, self, "comm"))
+	if got := describe([]int{self}); !strings.HasPrefix(got, fmt.Sprintf("process %d, %s, in state ", self, name)) {
 		t.Errorf("this process is %q", got)
 	}
 }
