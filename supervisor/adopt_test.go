@@ -34,8 +34,10 @@ func TestAdoptAfterADeathAtAnyStep(t *testing.T) {
 		"before a crash was noted":        {4, false, true, false, 1, []string{"process adopted: starting", "process exited: starting", "process started: starting", "process ready: running"}},
 		"during the back-off":             {4, true, true, false, 1, []string{"process adopted: starting", "process exited: starting", "process started: starting", "process ready: running"}},
 		"after the intent to restart":     {5, true, true, false, 1, []string{"process adopted: starting", "process started: starting", "process ready: running"}},
-		"after the second fork":           {6, false, true, true, 1, []string{"process adopted: running", "process ready: running"}},
-		"after the second one's identity": {6, true, true, true, 1, []string{"process adopted: running", "process ready: running"}},
+		"after the second fork":           {6, false, true, true, 1, []string{"process adopted: starting", "process ready: running"}},
+		"after the second one's identity": {6, true, true, true, 1, []string{"process adopted: starting", "process ready: running"}},
+		"before the second was ready":     {7, false, true, true, 1, []string{"process adopted: starting", "process ready: running"}},
+		"after the second was ready":      {7, true, true, true, 1, []string{"process adopted: running", "process ready: running"}},
 	} {
 		for _, groups := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/groups=%v", name, groups), func(t *testing.T) {
@@ -279,6 +281,29 @@ func TestAdoptAfterABoot(t *testing.T) {
 	w.Stop()
 	w.end()
 	end()
+}
+
+// A clock that is set between a start and an end makes no difference to whether the end was seen.
+func TestAdoptDoesNotGoByTheClock(t *testing.T) {
+	for name, test := range map[string]struct {
+		seen    bool
+		at      time.Duration // of the exit on record, after the start
+		crashes int
+	}{
+		"seen, set back meanwhile":       {true, -time.Hour, 2},
+		"not seen, set back before that": {false, time.Hour, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := commandSpec(t, "sleep", "3600")
+			r := ranBefore(t, spec)
+			r.Exited, r.Crashes, r.LastExit = test.seen, 2, &Exit{Code: 7, At: r.StartedAt.Add(test.at)}
+			w := adopt(t, spec, r)
+			exit := w.until(ProcessExited).State.LastExit
+			if (exit == r.LastExit) != test.seen || exit.Unknown == test.seen || w.journal.last().Crashes != test.crashes {
+				t.Errorf("exit %+v, on record %+v", exit, w.journal.last())
+			}
+		})
+	}
 }
 
 // A process that was never ready, and went while nobody watched, has failed.

@@ -13,8 +13,8 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 	serves := func() {
 		u.served = true
 		// What is told ready is on record as such. Which process that is nobody waits for where its group tells.
-		if !u.record.EverReady || u.unsaved && !p.kin.group.exists() {
-			u.record.EverReady, u.unsaved = true, false
+		if !u.record.Ready || u.unsaved && !p.kin.group.exists() {
+			u.record.EverReady, u.record.Ready, u.unsaved = true, true, false
 			u.save()
 		}
 		u.update(ProcessReady, func(s *State) { s.Phase = Running })
@@ -26,7 +26,7 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 	var probe <-chan bool // nil where no answer is awaited
 	switch {
 	case closed(u.stop), u.record.Ending != "":
-	case u.spec.Ready == nil, !p.child && u.record.EverReady: // an adopted one served before; whether it does is probed as ever
+	case u.spec.Ready == nil, u.record.Ready: // the latter was adopted; whether it still serves is probed as ever
 		serves()
 	default:
 		answer := make(chan bool, 1)

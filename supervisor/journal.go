@@ -4,22 +4,26 @@ import "time"
 
 // Record is what must be known of a unit to take it up again after its supervisor ended.
 type Record struct {
-	// Identity of the current process, or of the last one where LastExit is later than StartedAt. The zero
-	// Identity says that a process was about to be started, and whether it was is found out by the unit's
-	// control group or its mark.
+	// Identity of the current process, or of the last one where Exited is set. The zero Identity says that a process was
+	// about to be started, and whether it was is found out by the unit's control group or its mark.
 	Identity  Identity
 	StartedAt time.Time
 	// LogStart is the position of the log's end when the process was started.
 	LogStart int64
 	// EverReady: one of the unit's processes was ready once.
 	EverReady bool
+	// Ready: the process of Identity was. One that wasn't may be loading its data still.
+	Ready bool
+	// Exited: the process of Identity has ended, and LastExit is how. That isn't left to the times of both: a clock may
+	// be set back between them.
+	Exited bool
 	// Restarts counts the starts beyond the first, with the one that was about to be.
 	Restarts int
 	// Crashes counts those that count still at the last one.
 	Crashes int
 	// LastExit is how the last process ended; nil while none has.
 	LastExit *Exit
-	// Ending is why the current process is being ended, to be followed by another one; empty where it isn't.
+	// Ending is why the current process is being ended, though nobody wants the unit stopped; empty where it isn't.
 	Ending string
 	// Completed: the last process ended by itself, and the policy says that there is no other one.
 	Completed bool

@@ -114,7 +114,7 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 	exit := u.missed(p)
 	if p != nil {
 		u.state.PID, u.state.StartedAt, u.state.MemoryLimited = p.identity.PID, p.startedAt, p.limited
-		if r.EverReady {
+		if r.Ready {
 			u.state.Phase = Running
 		}
 	}
@@ -144,7 +144,7 @@ func (u *Unit) missed(p *process) *Exit {
 	switch {
 	case p != nil || r.Identity.BootID != u.s.bootID:
 		return nil
-	case r.LastExit != nil && r.LastExit.At.After(r.StartedAt): // it was seen, and counted, and is counted again
+	case r.Exited && r.LastExit != nil: // it was seen, and counted, and is counted again
 		u.crash.resume(max(0, r.Crashes-1), r.LastExit.At)
 		return r.LastExit
 	default:
@@ -243,7 +243,7 @@ func (u *Unit) pause(exit *Exit, asked bool) bool {
 		} else {
 			wait, loop = u.crash.crashed(exit.At)
 		}
-		u.record.LastExit, u.record.Crashes, u.record.Ending = exit, len(u.crash.at), ""
+		u.record.LastExit, u.record.Exited, u.record.Crashes, u.record.Ending = exit, true, len(u.crash.at), ""
 		u.save()
 		u.update(ProcessExited, func(s *State) {
 			s.Phase, s.PID, s.LastExit, s.NextStart, s.Ending = Starting, 0, exit, time.Now().Add(wait), ""
@@ -325,8 +325,9 @@ func (u *Unit) again() (*process, *Exit) {
 // fork starts a process, after a record that one is about to be. Which one it is attend records: a crash in between leaves
 // one that is found by its control group, else by its mark, if it hasn't dropped that.
 func (u *Unit) fork() (*process, error) {
-	u.record.Identity = Identity{}
-	u.record.EverReady = u.record.EverReady || u.spec.Ready == nil
+	u.record.Identity, u.record.Exited = Identity{}, false
+	u.record.Ready = u.spec.Ready == nil
+	u.record.EverReady = u.record.EverReady || u.record.Ready
 	if err := u.s.journal.Save(u.spec.ID, u.record); err != nil {
 		return nil, fmt.Errorf("record that it is about to be started: %w", err)
 	}

@@ -1011,8 +1011,12 @@ type ProcessRecord struct {
 	// Crashes that counted still at the last one.
 	Crashes  uint32 `protobuf:"varint,9,opt,name=crashes,proto3" json:"crashes,omitempty"`
 	LastExit *Exit  `protobuf:"bytes,10,opt,name=last_exit,json=lastExit,proto3" json:"last_exit,omitempty"`
-	// Why the process is being ended, to be followed by another one; empty where it isn't.
-	Ending        string `protobuf:"bytes,11,opt,name=ending,proto3" json:"ending,omitempty"`
+	// Why the process is being ended, though nobody wants it stopped; empty where it isn't.
+	Ending string `protobuf:"bytes,11,opt,name=ending,proto3" json:"ending,omitempty"`
+	// This process was ready; ever_ready is that of any.
+	Ready bool `protobuf:"varint,12,opt,name=ready,proto3" json:"ready,omitempty"`
+	// The process has ended, and last_exit is how.
+	Exited        bool `protobuf:"varint,13,opt,name=exited,proto3" json:"exited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1122,6 +1126,20 @@ func (x *ProcessRecord) GetEnding() string {
 		return x.Ending
 	}
 	return ""
+}
+
+func (x *ProcessRecord) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *ProcessRecord) GetExited() bool {
+	if x != nil {
+		return x.Exited
+	}
+	return false
 }
 
 // LogRange says which part of a node's log is asked for. Without any of its fields it is all that is kept.
@@ -1348,7 +1366,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bended_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1f\n" +
 	"\vinstance_id\x18\x06 \x01(\tR\n" +
 	"instanceId\x12\x12\n" +
-	"\x04wish\x18\a \x01(\fR\x04wish\"\xf1\x02\n" +
+	"\x04wish\x18\a \x01(\fR\x04wish\"\x9f\x03\n" +
 	"\rProcessRecord\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.sutra.v1.NodeR\x04node\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1f\n" +
@@ -1364,7 +1382,9 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\acrashes\x18\t \x01(\rR\acrashes\x12+\n" +
 	"\tlast_exit\x18\n" +
 	" \x01(\v2\x0e.sutra.v1.ExitR\blastExit\x12\x16\n" +
-	"\x06ending\x18\v \x01(\tR\x06ending\"\x92\x01\n" +
+	"\x06ending\x18\v \x01(\tR\x06ending\x12\x14\n" +
+	"\x05ready\x18\f \x01(\bR\x05ready\x12\x16\n" +
+	"\x06exited\x18\r \x01(\bR\x06exited\"\x92\x01\n" +
 	"\bLogRange\x12\x16\n" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x12\x17\n" +
 	"\x04tail\x18\x02 \x01(\rH\x00R\x04tail\x88\x01\x01\x120\n" +
