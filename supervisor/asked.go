@@ -5,8 +5,8 @@ import "time"
 // restartAsked is the Exit.Cause of a process that was ended because a restart was asked for.
 const restartAsked = "restart asked for"
 
-// unwellGrace bounds the grace of a process that Unwell ends: one that hangs seldom follows a signal, and those that
-// wait for it are kept waiting long enough as it is.
+// unwellGrace bounds the grace of a process that hangs: such a one seldom follows a signal, and those that wait for it
+// are kept waiting long enough as it is.
 const unwellGrace = 5 * time.Second
 
 // Restarted is the outcome of a restart that was asked for.
@@ -39,7 +39,7 @@ func (u *Unit) Restart(restarts int) <-chan Restarted {
 }
 
 // Unwell says why a process, by its pid, is to be ended and treated as crashed: it runs and doesn't work. It returns
-// at once. Where the unit isn't Running by that very process, nothing happens.
+// at once. Where the unit doesn't run by that very process, or ends it already, nothing happens.
 func (u *Unit) Unwell(pid int, cause string) { u.request(request{pid: pid, cause: cause}) }
 
 func (u *Unit) request(r request) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -350,10 +352,110 @@ func TestRestartOfAnUnwellProcess(t *testing.T) {
 	w := watch(t, spec)
 	pid := w.until(ProcessReady).State.PID
 	w.Unwell(pid, "it hangs")
-	w.until(RestartBegan)
+	w.until(EndBegan)
 	got := outcome(t, w.Restart(0))
 	if s := got.State; s.Phase != Running || s.Restarts != 1 || s.LastExit.Cause != "it hangs" {
 		t.Errorf("outcome %+v", got)
+	}
+	w.until(ProcessReady)
+	w.expect(
+		"process started: starting", "process ready: running", "end began: stopping", "restart began: restarting", "process exited: starting",
+		"process started: starting", "process ready: running",
+	)
+}
+
+// Where the policy doesn't start it again, a process that hangs is ended, and the unit has failed.
+func TestUnwellProcessUnderAPolicyThatDoesNotRestart(t *testing.T) {
+	spec, _ := fixtureSpec(t, "serve")
+	spec.Restart.Policy, spec.Restart.Success = Never, []int{0}
+	w := watch(t, spec)
+	w.Unwell(w.until(ProcessReady).State.PID, "it hangs")
+	if began := w.until(EndBegan).State; began.Ending != "it hangs" || began.PID == 0 {
+		t.Errorf("at its beginning: %+v", began)
+	}
+	if end := w.end().State; !end.Completed || end.Phase != Failed || end.Ending != "" || end.LastExit.Cause != "it hangs" {
+		t.Errorf("ended %+v", end)
+	}
+	w.expect("process started: starting", "process ready: running", "end began: stopping", "unit ended: failed")
+}
+
+// slowSpec is ready at once but in the given processes, counted from 1, which aren't ready for as long as they may take.
+func slowSpec(t *testing.T, slow ...int32) Spec {
+	t.Helper()
+	spec := commandSpec(t, "sleep", "3600")
+	spec.ReadyTimeout = 20 * time.Millisecond
+	var count atomic.Int32
+	spec.Ready = func(ctx context.Context) error {
+		if !slices.Contains(slow, count.Add(1)) {
+			return nil
+		}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	return spec
+}
+
+// A process that isn't ready in its time is ended, and that is a crash.
+func TestReadyTimeoutIsACrash(t *testing.T) {
+	w := watch(t, slowSpec(t, 2, 3))
+	w.until(ProcessReady)
+	c := w.Restart(0)
+	if got := outcome(t, c); got.Early == nil || got.Early.Cause != "not ready within 20ms" || got.Early.Signal != "SIGTERM" {
+		t.Errorf("outcome %+v", got)
+	}
+	if s := w.until(ProcessReady).State; s.Restarts != 3 || w.journal.last().Crashes != 2 {
+		t.Errorf("state %+v, on record %+v", s, w.journal.last())
+	}
+	w.expect(
+		"process started: starting", "process ready: running", "restart began: restarting", "process exited: starting",
+		"process started: starting", "restart began: restarting", "process exited: starting",
+		"process started: starting", "restart began: restarting", "process exited: starting",
+		"process started: starting", "process ready: running",
+	)
+}
+
+// A first process that isn't ready in its time fails its unit, as one that ends before it is.
+func TestReadyTimeoutOfTheFirstProcess(t *testing.T) {
+	w := watch(t, slowSpec(t, 1))
+	if end := w.end().State; end.Completed || end.LastExit.Cause != "not ready within 20ms" {
+		t.Errorf("ended %+v", end)
+	}
+	w.expect("process started: starting", "end began: stopping", "unit ended: failed")
+}
+
+// An adopted process has its time anew, and is held to it.
+func TestReadyTimeoutOfAnAdoptedProcess(t *testing.T) {
+	spec, gate := gatedSpec(t)
+	before := watch(t, spec)
+	gate <- struct{}{}
+	before.until(ProcessReady)
+	before.kill()
+	before.until(ProcessStarted)
+	pid := before.recorded().Identity.PID
+	before.Release()
+	before.awaitDone()
+	quick := slowSpec(t, 1)
+	spec.Ready, spec.ReadyTimeout = quick.Ready, quick.ReadyTimeout
+	w := adopt(t, spec, before.journal.last())
+	if s := w.until(ProcessReady).State; s.PID == pid || s.Restarts != 2 || s.LastExit.Cause != "not ready within 20ms" {
+		t.Errorf("state %+v, exit %+v", s, s.LastExit)
+	}
+	w.expect("process adopted: starting", "restart began: restarting", "process exited: starting", "process started: starting", "process ready: running")
+}
+
+// A process that is found to hang before it is ready isn't waited for.
+func TestUnwellProcessThatIsNotReady(t *testing.T) {
+	spec, gate := gatedSpec(t)
+	w := watch(t, spec)
+	gate <- struct{}{}
+	w.until(ProcessReady)
+	w.kill()
+	pid := w.until(ProcessStarted).State.PID
+	w.Unwell(pid, "it hangs")
+	w.until(ProcessExited) // before that, the process that hangs could still get ready
+	gate <- struct{}{}
+	if s := w.until(ProcessReady).State; s.PID == pid || s.LastExit.Cause != "it hangs" || w.journal.last().Crashes != 2 {
+		t.Errorf("state %+v, exit %+v, on record %+v", s, s.LastExit, w.journal.last())
 	}
 }
 

@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"context"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,15 +21,15 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 		settle()
 		u.reply(nil)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var probe <-chan bool // nil where no answer is awaited
+	ctx, cancel := u.spec.readiness()
+	var probe <-chan error // nil where no answer is awaited
 	switch {
 	case closed(u.stop), u.record.Ending != "":
 	case u.spec.Ready == nil, u.record.Ready: // the latter was adopted; whether it still serves is probed as ever
 		serves()
 	default:
-		answer := make(chan bool, 1)
-		go func() { answer <- u.spec.Ready(ctx) == nil }()
+		answer := make(chan error, 1)
+		go func() { answer <- u.spec.Ready(ctx) }()
 		probe = answer
 	}
 	defer func() {
@@ -53,16 +52,25 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 		_ = p.signal(u.spec.stopSignal()) // ESRCH: it has just ended
 		_ = p.signal(unix.SIGCONT)        // a stopped process would sit the signal out
 	}
-	replace := func(cause string) {
+	putDown := func(cause string) {
 		grace := u.spec.StopGrace
 		if cause != restartAsked {
 			grace = min(grace, unwellGrace)
 		}
-		u.update(RestartBegan, func(s *State) { s.Phase, s.Ending = Restarting, cause })
+		if u.answered(&Exit{Cause: cause}) {
+			u.update(RestartBegan, func(s *State) { s.Phase, s.Ending = Restarting, cause })
+		} else {
+			u.update(EndBegan, func(s *State) { s.Phase, s.Ending = Stopping, cause })
+		}
 		sendOff(grace)
 	}
+	end := func(cause string) {
+		u.record.Ending = cause
+		u.save()
+		putDown(cause)
+	}
 	if u.record.Ending != "" && !closed(u.stop) {
-		replace(u.record.Ending) // the supervisor before had begun
+		putDown(u.record.Ending) // the supervisor before had begun
 	}
 	for {
 		if u.unsaved {
@@ -89,18 +97,19 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 				u.reply(exit)
 			}
 			return exit, false
-		case answered := <-probe:
+		case err := <-probe:
 			probe = nil
-			// What answered for a dead process was another one.
-			if answered && stop != nil && u.record.Ending == "" && !p.ended() {
+			switch {
+			case stop == nil || u.record.Ending != "" || p.ended(): // what answered for a dead process was another one
+			case err == nil:
 				serves()
+			default:
+				end(err.Error())
 			}
 		case <-u.wake:
 			for _, r := range u.taken() {
 				if cause := u.hear(r, p.identity.PID, stop == nil); cause != "" {
-					u.record.Ending = cause
-					u.save()
-					replace(cause)
+					end(cause)
 				}
 			}
 		case <-stop:
@@ -129,12 +138,14 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 // hear takes in a request while a process runs. It returns why that is to be ended, and nothing where it isn't.
 func (u *Unit) hear(r request, pid int, stopping bool) (cause string) {
 	switch {
-	case r.answer == nil && r.pid == pid && u.served && !stopping && u.record.Ending == "":
+	case r.answer == nil && r.pid == pid && !stopping && u.record.Ending == "":
 		return r.cause
 	case r.answer == nil:
 		return ""
 	case u.due(r) && !stopping && u.record.Ending == "":
 		cause = restartAsked
+	case u.due(r) && !stopping && u.State().Phase == Stopping: // none would have followed
+		u.update(RestartBegan, func(s *State) { s.Phase = Restarting })
 	case !u.due(r) && u.served && u.record.Ending == "" && !stopping:
 		r.reply(Restarted{State: u.State()})
 		return ""

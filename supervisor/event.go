@@ -47,7 +47,7 @@ type Exit struct {
 	OOMKilled bool
 	// Err is why the process couldn't be started; else nil.
 	Err error
-	// Cause is why the supervisor ended it, to start another one. Empty where it ended by itself or was stopped.
+	// Cause is why the supervisor ended it, though nobody wanted the unit stopped. Empty where it ended by itself or was stopped.
 	Cause string
 }
 
@@ -93,9 +93,10 @@ type State struct {
 	LastExit *Exit
 	// NextStart is when a crashed process is started again; zero while it runs.
 	NextStart time.Time
-	// Ending is why the process is being ended; empty where the phase isn't Restarting.
+	// Ending is why the process is being ended where the phase is Restarting, and where it is Stopping though nobody wants
+	// the unit stopped; else empty.
 	Ending string
-	// Completed: it ended by itself, was ready once, and its policy says that it isn't started again. The phase is Stopped after a
+	// Completed: it wasn't stopped, was ready once, and its policy says that it isn't started again. The phase is Stopped after a
 	// success, else Failed. Its record stays, so that whoever takes it up finds it so.
 	Completed bool
 	// Unkillable says which of its processes outlive SIGKILL and hold its port and files; empty where none do. No other process is
@@ -118,6 +119,9 @@ const (
 	ProcessReady
 	// RestartBegan: the process is being ended so that another one can follow. State.Ending says why.
 	RestartBegan
+	// EndBegan: the process is being ended, and by the unit's policy, or because none was ready yet, none follows.
+	// State.Ending says why.
+	EndBegan
 	// ProcessExited: it and its group are gone. State.LastExit says how.
 	ProcessExited
 	// StopEscalated: the stop signal didn't help in time; the group was sent SIGKILL.
@@ -131,7 +135,10 @@ const (
 )
 
 func (k Kind) String() string {
-	return [...]string{"process started", "process adopted", "process ready", "restart began", "process exited", "stop escalated", "kill failed", "record lost", "unit ended"}[k]
+	return [...]string{
+		"process started", "process adopted", "process ready", "restart began", "end began", "process exited", "stop escalated", "kill failed",
+		"record lost", "unit ended",
+	}[k]
 }
 
 // Event is one thing that happened to a unit, with the state after it.

@@ -25,7 +25,7 @@ type Record struct {
 	LastExit *Exit
 	// Ending is why the current process is being ended, though nobody wants the unit stopped; empty where it isn't.
 	Ending string
-	// Completed: the last process ended by itself, and the policy says that there is no other one.
+	// Completed: the last process ended without a stop, and the policy says that there is no other one.
 	Completed bool
 	// Failed: the unit is Completed, and its last exit was no success.
 	Failed bool

@@ -29,8 +29,8 @@ type Restart struct {
 // Policy is which ends of a process are answered with a restart.
 type Policy int
 
-// The policies. What a person or a failed probe asks for is done under each of them, and so is the start after the
-// host's, because a power cut is no end of the process's own.
+// The policies. What a person asks for is done under each of them, and so is the start after the host's, because a
+// power cut is no end of the process's own. A process that hung and had to be ended has failed.
 const (
 	// Always restarts whatever the exit.
 	Always Policy = iota

@@ -25,9 +25,12 @@ type Spec struct {
 	// LogPath is the file that the process's stdout and stderr are appended to. It is a file and
 	// not a pipe, so that the process neither blocks nor dies with its supervisor.
 	LogPath string
-	// Ready blocks until the process serves, and returns an error only when ctx ended first. It is
-	// called once for each process. nil: ready as soon as it is started.
+	// Ready blocks until the process serves, and returns an error, which says what kept it, only when ctx ended first. It is
+	// called once for each process, by each supervisor. nil: ready as soon as it is started.
 	Ready func(ctx context.Context) error
+	// ReadyTimeout is how long each process may take until it serves, counted anew by each supervisor. One that takes longer
+	// hangs: it is ended, and that is a crash. 0: as long as it takes.
+	ReadyTimeout time.Duration
 	// StopSignal asks the process to end; it goes to its whole group. 0: SIGTERM.
 	StopSignal unix.Signal
 	// StopGrace is how long the group may take after StopSignal before it is killed.
@@ -54,10 +57,21 @@ func (s *Spec) validate() error {
 	if s.StopGrace < 0 {
 		return fmt.Errorf("spec of %s: StopGrace %v is negative", s.ID, s.StopGrace)
 	}
+	if s.ReadyTimeout < 0 {
+		return fmt.Errorf("spec of %s: ReadyTimeout %v is negative", s.ID, s.ReadyTimeout)
+	}
 	if w := s.Limits.CPUWeight; w < 0 || w > 10000 {
 		return fmt.Errorf("spec of %s: CPUWeight %d isn't from 1 to 10000", s.ID, w)
 	}
 	return s.Restart.validate()
+}
+
+// readiness bounds the wait for one process to serve.
+func (s *Spec) readiness() (context.Context, context.CancelFunc) {
+	if s.ReadyTimeout == 0 {
+		return context.WithCancel(context.Background())
+	}
+	return context.WithTimeoutCause(context.Background(), s.ReadyTimeout, fmt.Errorf("not ready within %v", s.ReadyTimeout))
 }
 
 // stopSignal is the signal that a stop begins with.

@@ -195,11 +195,11 @@ func (u *Unit) run(p *process, exit *Exit) {
 		case closed(u.stop):
 			u.end(Stopped, exit)
 			return
-		case exit == nil || asked:
-		case !u.record.EverReady && exit.Err == nil:
+		case exit == nil || asked || u.answered(exit):
+		case !u.record.EverReady:
 			u.end(Failed, exit)
 			return
-		case u.record.EverReady && exit.Err == nil && !u.spec.Restart.again(exit): // what couldn't be started hasn't ended
+		default:
 			u.complete(exit)
 			return
 		}
@@ -210,6 +210,16 @@ func (u *Unit) run(p *process, exit *Exit) {
 			return // else it was let go
 		}
 		p, exit = u.again()
+	}
+}
+
+// answered tells whether an exit is answered with another process.
+func (u *Unit) answered(e *Exit) bool {
+	switch {
+	case e.Err != nil, e.Cause == restartAsked: // what couldn't be started hasn't ended
+		return true
+	default:
+		return u.record.EverReady && u.spec.Restart.again(e)
 	}
 }
 
