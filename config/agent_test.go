@@ -18,7 +18,7 @@ func builtinArgs() []string {
 
 func defaultProfile() Profile {
 	return Profile{
-		Name: "default", Args: builtinArgs(), Ready: Ready{Kind: "tcp"}, StopSignal: "TERM", StopGrace: 8 * time.Second,
+		Name: "default", Args: builtinArgs(), Ready: Ready{Kind: "tcp"}, ReadyTimeout: time.Hour, StopSignal: "TERM", StopGrace: 8 * time.Second,
 		Restart: "always", SuccessExitCodes: []int{0}, CPUWeight: 100,
 	}
 }
@@ -74,6 +74,7 @@ max_nodes = 10000
 storage_binary = "bin/../server"
 args = []
 ready = "http:/healthz?full=1"
+ready_timeout_secs = 0
 stop_signal = "sigint"
 stop_grace_secs = 0
 restart = "never"
@@ -85,6 +86,7 @@ default_memory_mb = 1
 storage_binary = "/usr/bin/redis-server"
 args = ["{port}", "{\"json\": {}}", "{storage_path}/{node_id}", "--mem={memory_mb}mb"]
 ready = "exec: redis-cli ping"
+ready_timeout_secs = 86400
 stop_signal = "Quit"
 stop_grace_secs = 3600
 restart = "on-failure"
@@ -115,7 +117,7 @@ metrics_listen = "127.0.0.1:0"
 			"redis": {
 				Name: "redis", StorageBinary: "/usr/bin/redis-server",
 				Args:  []string{"{port}", `{"json": {}}`, "{storage_path}/{node_id}", "--mem={memory_mb}mb"},
-				Ready: Ready{Kind: "exec", Arg: "redis-cli ping"}, StopSignal: "QUIT", StopGrace: time.Hour,
+				Ready: Ready{Kind: "exec", Arg: "redis-cli ping"}, ReadyTimeout: 24 * time.Hour, StopSignal: "QUIT", StopGrace: time.Hour,
 				Restart: "on-failure", SuccessExitCodes: []int{0, 143, 255}, CPUWeight: 10000, OpenFiles: 1 << 30,
 			},
 			"bare": bare,

@@ -26,6 +26,9 @@ type Profile struct {
 	Args []string
 	// Ready says when a started node counts as ready. Default: its port accepts.
 	Ready Ready
+	// ReadyTimeout is how long a started process may take until it is ready before it is ended as one that hangs; whole seconds,
+	// at most a day. 0: as long as it takes. Default 1 h: what ends a start that hangs also ends one that is only slow.
+	ReadyTimeout time.Duration
 	// StopSignal asks a node to end: TERM, INT, QUIT, HUP, USR1, USR2 or KILL. Default TERM.
 	StopSignal string
 	// StopGrace is how long a node has to follow StopSignal before it is killed; whole seconds, 0 to 1 h. Default 8 s.
@@ -66,6 +69,7 @@ func readProfile(t *table, name, dir string) Profile {
 		StorageBinary: text(t, "storage_binary", "", func(path string) (string, error) { return binary(dir, path) }),
 		Args:          readArgs(t),
 		Ready:         text(t, "ready", Ready{Kind: "tcp"}, ready),
+		ReadyTimeout:  time.Duration(t.whole("ready_timeout_secs", 3600, 0, 86400)) * time.Second,
 		StopSignal:    text(t, "stop_signal", "TERM", stopSignal),
 		StopGrace:     t.seconds("stop_grace_secs", int64(DefaultStopGrace/time.Second), 0),
 		Restart:       text(t, "restart", "always", restart),

@@ -14,7 +14,7 @@ const (
 // AwaitReady checks until the probe is content: at once, then after 2 ms, and
 // after pauses that grow by half each time up to 250 ms. each, which must be
 // positive, bounds one check. Where the context ends first, the error wraps the
-// context's and what the last check said.
+// cause of that and what the last check said.
 func AwaitReady(ctx context.Context, p Probe, each time.Duration) error {
 	var last error
 	for pause := firstPause; ; pause = min(pause*3/2, maxPause) {
@@ -32,8 +32,8 @@ func AwaitReady(ctx context.Context, p Probe, each time.Duration) error {
 		case <-ctx.Done():
 			timer.Stop()
 		}
-		if ended := ctx.Err(); ended != nil {
-			return fmt.Errorf("not ready: %w; the last check said: %w", ended, last)
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w; the last check said: %w", context.Cause(ctx), last)
 		}
 	}
 }

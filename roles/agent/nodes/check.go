@@ -34,7 +34,8 @@ type checks struct {
 	failed int
 }
 
-// begin makes the schedule of a node that has just become ready. Nodes that did so together are checked apart.
+// begin makes the schedule of a node whose process was just started, or has just become ready. Nodes of which that happened
+// together are checked apart.
 func (c *checks) begin(now time.Time, every time.Duration) {
 	c.next, c.failed = now.Add(every/2+rand.N(every/2+1)), 0
 }
@@ -49,7 +50,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// checkNodes checks each running node every CheckEvery, until ctx ends.
+// checkNodes checks each node that runs every CheckEvery, until ctx ends.
 func (m *Manager) checkNodes(ctx context.Context) {
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -82,7 +83,8 @@ func (m *Manager) due(now time.Time, most int) []*entry {
 		if len(due) == most {
 			break
 		}
-		if e.state.Phase != supervisor.Running || e.stopping() || c.running || now.Before(c.next) {
+		runs := e.state.Phase == supervisor.Running || e.state.Phase == supervisor.Starting && e.state.PID != 0
+		if !runs || e.stopping() || c.running || now.Before(c.next) {
 			continue
 		}
 		c.running, c.next = true, now.Add(m.cfg.CheckEvery)
@@ -91,20 +93,27 @@ func (m *Manager) due(now time.Time, most int) []*entry {
 	return due
 }
 
-// check probes one running node, notes the outcome and has it restarted where it was one too many.
+// check probes one node, notes the outcome and has its process ended where it was one too many. One that isn't ready yet
+// is only looked at: what it is asked by its probe is the unit's business until then, for as long as its profile says.
 func (m *Manager) check(ctx context.Context, e *entry) {
 	m.mu.Lock()
-	spec, pid := e.spec, e.state.PID
+	spec, phase, pid := e.spec, e.state.Phase, e.state.PID
 	m.mu.Unlock()
-	err := m.ask(ctx, spec, pid)
+	var err error
+	switch {
+	case supervisor.Suspended(pid):
+		err = errSuspended
+	case phase == supervisor.Running:
+		err = m.ask(ctx, spec)
+	}
 	health, trouble := sutrav1.NodeHealth_NODE_HEALTH_READY, ""
 	if err != nil {
 		health, trouble = sutrav1.NodeHealth_NODE_HEALTH_NOT_READY, err.Error()
 	}
 
 	m.mu.Lock()
-	same := ctx.Err() == nil && e.state.Phase == supervisor.Running && !e.stopping() && e.state.PID == pid
-	changed, unwell := same && e.health != health, false
+	same := ctx.Err() == nil && e.state.Phase == phase && !e.stopping() && e.state.PID == pid
+	changed, unwell := same && phase == supervisor.Running && e.health != health, false
 	if same {
 		e.checks.failed++
 		if err == nil {
@@ -134,10 +143,7 @@ func (m *Manager) check(ctx context.Context, e *entry) {
 var errSuspended = errors.New("its process was stopped by a signal and doesn't run")
 
 // ask finds out whether a node works.
-func (m *Manager) ask(ctx context.Context, spec *sutrav1.Node, pid int) error {
-	if supervisor.Suspended(pid) {
-		return errSuspended
-	}
+func (m *Manager) ask(ctx context.Context, spec *sutrav1.Node) error {
 	profile, ok := m.cfg.Profiles[spec.GetProfile()]
 	if !ok {
 		return nil // taken up from an agent whose file had it: nobody knows how to ask

@@ -52,6 +52,7 @@ func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, err
 	if err != nil {
 		return spec, err
 	}
+	spec.ReadyTimeout = p.ReadyTimeout
 	spec.Ready = func(ctx context.Context) error { return health.AwaitReady(ctx, probe, probeTimeout) }
 	return spec, nil
 }
