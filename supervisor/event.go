@@ -67,10 +67,12 @@ func (e *Exit) how() string {
 	switch {
 	case e.Err != nil:
 		return e.Err.Error()
+	case e.OOMKilled && e.Unknown:
+		return "ended over its memory limit"
 	case e.OOMKilled:
 		how := *e
 		how.OOMKilled = false
-		return how.String() + ": over its memory limit"
+		return how.how() + ": over its memory limit"
 	case e.Unknown:
 		return "an exit that nobody saw"
 	case e.Signal != "":

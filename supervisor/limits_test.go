@@ -132,7 +132,7 @@ func TestOOMWhileNobodyWatches(t *testing.T) {
 		t.Fatal(err)
 	}
 	w = adopt(t, spec, w.journal.last())
-	if exit := w.until(ProcessExited).State.LastExit; !exit.Unknown || exit.String() != "an exit that nobody saw: over its memory limit" {
+	if exit := w.until(ProcessExited).State.LastExit; !exit.Unknown || exit.String() != "ended over its memory limit" {
 		t.Errorf("exit %+v", exit)
 	}
 	w.until(ProcessReady)

@@ -345,7 +345,7 @@ type Node struct {
 	Usage *Usage `protobuf:"bytes,20,opt,name=usage,proto3" json:"usage,omitempty"`
 	// When a crashed process is started again, by the agent's clock; unset while it runs.
 	NextStart *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=next_start,json=nextStart,proto3" json:"next_start,omitempty"`
-	// It ended by itself, and its profile's restart policy says that it stays so. phase is STOPPED or FAILED then.
+	// It ended without a stop, and its profile's restart policy says that it stays so. phase is STOPPED or FAILED then.
 	Completed     bool `protobuf:"varint,22,opt,name=completed,proto3" json:"completed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -43,6 +43,8 @@ func (x *Exit) Summary() string {
 func (x *Exit) how() string {
 	how := "exit code " + strconv.Itoa(int(x.GetCode()))
 	switch {
+	case x.GetUnknown() && x.GetOomKilled():
+		return "ended over its memory limit"
 	case x.GetUnknown():
 		how = "an exit that nobody saw"
 	case x.GetSignal() != "":

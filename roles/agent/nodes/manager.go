@@ -3,6 +3,7 @@
 package nodes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"path/filepath"
@@ -95,6 +96,7 @@ type entry struct {
 	unit     *supervisor.Unit
 	refused  *rpc.Error
 	state    supervisor.State
+	enforced sutrav1.Enforcement // of the memory limit, by the last process that there was
 	health   sutrav1.NodeHealth
 	trouble  string // why the last probe failed
 	checks   checks
@@ -354,14 +356,21 @@ func (m *Manager) happened(ev supervisor.Event) {
 		m.undo(e)
 	}
 	m.mu.Lock()
+	before := e.state
 	e.state = ev.State
 	switch ev.Kind {
 	case supervisor.ProcessReady:
 		e.health, e.trouble = sutrav1.NodeHealth_NODE_HEALTH_READY, ""
-		e.checks.begin(time.Now(), m.cfg.CheckEvery)
 	case supervisor.StopEscalated, supervisor.RecordLost:
 	default:
 		e.health = sutrav1.NodeHealth_NODE_HEALTH_NOT_READY
+	}
+	switch ev.Kind {
+	case supervisor.ProcessStarted, supervisor.ProcessAdopted, supervisor.ProcessReady:
+		e.checks.begin(time.Now(), m.cfg.CheckEvery)
+	}
+	if ev.State.PID != 0 {
+		e.enforced = enforcement(ev.State)
 	}
 	m.touch(e)
 	if ev.Kind == supervisor.UnitEnded {
@@ -375,29 +384,44 @@ func (m *Manager) happened(ev supervisor.Event) {
 	if ev.Kind == supervisor.ProcessStarted && ev.State.Restarts > 0 {
 		m.cfg.Metrics.restarted(e.profile)
 	}
-	log := m.cfg.Log.With().Str("node_id", ev.ID).Int("pid", ev.State.PID).Logger()
+	m.say(ev, before)
+}
+
+// say logs an event of a unit; before is its state before that.
+func (m *Manager) say(ev supervisor.Event, before supervisor.State) {
+	with := m.cfg.Log.With().Str("node_id", ev.ID)
+	if pid := cmp.Or(ev.State.PID, before.PID); pid != 0 { // else nothing could be started
+		with = with.Int("pid", pid)
+	}
+	log, phase := with.Logger(), phaseOf(ev.State.Phase).Word()
 	switch ev.Kind {
 	case supervisor.ProcessStarted:
 		log.Info().Int("restarts", ev.State.Restarts).Msg("node started")
 	case supervisor.ProcessAdopted:
-		log.Info().Int("restarts", ev.State.Restarts).Stringer("phase", ev.State.Phase).Msg("node taken up")
+		log.Info().Int("restarts", ev.State.Restarts).Str("phase", phase).Msg("node taken up")
 	case supervisor.RecordLost:
 		log.Error().Err(ev.Err).Msg("node's record not written; it is found by its control group or its mark after the agent's next start")
 	case supervisor.ProcessReady:
 		log.Info().Msg("node ready")
 	case supervisor.RestartBegan:
 		log.Warn().Str("cause", ev.State.Ending).Msg("node's process is ended, another one follows")
+	case supervisor.EndBegan:
+		log.Warn().Str("cause", ev.State.Ending).Msg("node's process is ended, and none follows")
 	case supervisor.ProcessExited:
-		if ev.State.LastExit.Cause != "" && ev.State.Phase == supervisor.Starting {
-			log.Info().Stringer("exit", ev.State.LastExit).Time("next_start", ev.State.NextStart).Msg("node's process has ended")
-			break
+		exit := ev.State.LastExit
+		log = log.With().Stringer("exit", exit).Str("phase", phase).Time("next_start", ev.State.NextStart).Logger()
+		switch {
+		case before.LastExit != nil && before.LastExit.At.Equal(exit.At): // an agent before this one saw it, and said so
+			log.Info().Msg("node waits for its next start")
+		case exit.Cause != "" && ev.State.Phase == supervisor.Starting:
+			log.Info().Msg("node's process has ended")
+		default:
+			log.Warn().Msg("node crashed; it will be restarted")
 		}
-		log.Warn().Stringer("exit", ev.State.LastExit).Stringer("phase", ev.State.Phase).
-			Time("next_start", ev.State.NextStart).Msg("node crashed; it will be restarted")
 	case supervisor.StopEscalated:
 		log.Warn().Msg("node didn't stop in its grace; killed")
 	case supervisor.UnitEnded:
-		log.Info().Stringer("phase", ev.State.Phase).Stringer("exit", exitOf(ev.State)).Msg("node ended")
+		log.Info().Str("phase", phase).Stringer("exit", exitOf(ev.State)).Msg("node ended")
 	}
 }
 

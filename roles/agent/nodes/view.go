@@ -31,12 +31,11 @@ func (m *Manager) view(e *entry) *sutrav1.Node {
 		n.NextStart = timestamppb.New(s.NextStart)
 	}
 	n.StartedAt, n.MemoryLimit, n.Usage = nil, sutrav1.Enforcement_ENFORCEMENT_UNSPECIFIED, e.usageMessage()
-	if s.PID != 0 {
-		n.StartedAt = timestamppb.New(s.StartedAt)
-		n.MemoryLimit = sutrav1.Enforcement_ENFORCEMENT_UNENFORCED
-		if s.MemoryLimited {
-			n.MemoryLimit = sutrav1.Enforcement_ENFORCEMENT_ENFORCED
-		}
+	switch {
+	case s.PID != 0:
+		n.StartedAt, n.MemoryLimit = timestamppb.New(s.StartedAt), enforcement(s)
+	case !n.Ended(): // it waits for its next start
+		n.MemoryLimit = e.enforced
 	}
 	if n.GetPort() != 0 {
 		n.Endpoint = m.endpoint(n.GetPort())
@@ -44,9 +43,17 @@ func (m *Manager) view(e *entry) *sutrav1.Node {
 	return n
 }
 
-// stopping tells whether the node is to end, or has ended so. Needs Manager.mu.
+// enforcement is whether a process is held to its node's limit.
+func enforcement(s supervisor.State) sutrav1.Enforcement {
+	if s.MemoryLimited {
+		return sutrav1.Enforcement_ENFORCEMENT_ENFORCED
+	}
+	return sutrav1.Enforcement_ENFORCEMENT_UNENFORCED
+}
+
+// stopping tells whether the node is to end, or has ended so: as somebody wants, and not because it hung. Needs Manager.mu.
 func (e *entry) stopping() bool {
-	return e.spec.GetDesired() == sutrav1.Desired_DESIRED_STOPPED || e.state.Phase == supervisor.Stopping ||
+	return e.spec.GetDesired() == sutrav1.Desired_DESIRED_STOPPED || e.state.Phase == supervisor.Stopping && e.state.Ending == "" ||
 		e.state.Phase == supervisor.Stopped && !e.state.Completed
 }
 
@@ -55,18 +62,22 @@ func (e *entry) reason() string {
 	switch {
 	case s.Unkillable != "":
 		return "hasn't ended: " + s.Unkillable + ", outlives SIGKILL; it is waited for, and holds port and files meanwhile"
+	case s.Completed && s.LastExit.Cause != "":
+		return "had to be ended: " + s.LastExit.String() + "; by its profile's restart policy it isn't started again"
 	case s.Completed:
 		return "ended by itself: " + s.LastExit.String() + "; by its profile's restart policy it isn't started again"
 	case s.Phase == supervisor.Restarting:
 		return "is ended, to be started anew: " + s.Ending
+	case s.Phase == supervisor.Stopping && s.Ending != "":
+		return "is ended, and isn't started again: " + s.Ending
 	case s.Phase == supervisor.CrashLooping:
-		return "ends again and again, last by " + s.LastExit.String() + "; " + e.nextStart()
+		return "ends again and again; the last end: " + s.LastExit.String() + "; " + e.nextStart()
 	case s.Phase == supervisor.Failed:
 		return "ended before it was ready: " + s.LastExit.String()
 	case s.Phase == supervisor.Starting && s.LastExit != nil && s.PID == 0:
-		return "restarts after " + s.LastExit.String() + "; " + e.nextStart()
+		return "is started again; the last end: " + s.LastExit.String() + "; " + e.nextStart()
 	case s.Phase == supervisor.Starting && s.LastExit != nil:
-		return "restarts after " + s.LastExit.String()
+		return "is started again; the last end: " + s.LastExit.String()
 	case s.Phase == supervisor.Running && !e.stopping():
 		return e.trouble
 	}
