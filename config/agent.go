@@ -72,16 +72,16 @@ func LoadAgent(path string) (*Agent, error) {
 func readFile(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("open configuration: %w; %s", err, printConfigHint)
+		return nil, fmt.Errorf("open configuration %s: %w; %s", path, reason(err), printConfigHint)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open configuration: %w; it must be a file that this user may read", err)
+		return nil, fmt.Errorf("open configuration %s: %w; it must be a file that this user may read", path, reason(err))
 	}
 	defer func() { _ = file.Close() }() // nothing was written
 
 	info, err := file.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("look at configuration: %w", err)
+		return nil, fmt.Errorf("look at configuration %s: %w", path, reason(err))
 	}
 	if info.IsDir() {
 		return nil, fmt.Errorf("open configuration: %s is a folder; name the file in it, for example %s",
@@ -90,9 +90,17 @@ func readFile(path string) ([]byte, error) {
 	// One byte more than allowed tells a file that fits from one that does not; a pipe has no size to ask for.
 	data, err := io.ReadAll(io.LimitReader(file, maxFileBytes+1))
 	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
+		return nil, fmt.Errorf("read configuration %s: %w", path, reason(err))
 	}
 	return data, nil
+}
+
+// reason is the system's own word for what went wrong with a file, without the verb and the path that os puts before it.
+func reason(err error) error {
+	if at, ok := errors.AsType[*fs.PathError](err); ok {
+		return at.Err
+	}
+	return err
 }
 
 // ParseAgent validates the text of an agent's file. A relative storage_binary is
