@@ -63,13 +63,23 @@ func Invalid(violations ...Violation) *Error {
 	return &Error{Reason: InvalidArgument, Message: strings.Join(said, "; "), Violations: violations}
 }
 
-// Exited is the error of a node whose first process ended before it was ready.
+// Exited is the error of a node whose process ended before it was ready.
 func Exited(n *sutrav1.Node) *Error {
-	e := Errorf(NodeDiedEarly, "node %s on %s started and died before it was ready: %s",
-		n.GetNodeId(), n.GetAgentId(), n.GetLastExit().Summary()).With("node_id", n.GetNodeId()).
-		WithHint("its last output says why, where it wrote any; how it is run stands under profile %s in the agent's file", n.GetProfile())
-	e.Exit = n.GetLastExit()
-	return e
+	exit, profile := n.GetLastExit(), n.GetProfile()
+	e := Errorf(NodeDiedEarly, "node %s on %s started and died before it was ready: %s", n.GetNodeId(), n.GetAgentId(), exit.Summary()).
+		With("node_id", n.GetNodeId())
+	e.Exit = exit
+	switch {
+	case exit.GetOomKilled():
+		return e.WithHint("its limit was %d MiB: spawn it with more --memory, or have the server use less ({memory_mb} in args of profile %s in the agent's file)",
+			n.GetMemoryLimitMb(), profile)
+	case exit.GetCause() != "":
+		return e.WithHint("it didn't end by itself; ready and ready_timeout_secs of profile %s in the agent's file say what is asked of it, and for how long", profile)
+	case exit.GetCode() == 0 && exit.GetSignal() == "" && !exit.GetUnknown():
+		return e.WithHint("a server must stay in the foreground, and not become a daemon: its args stand under profile %s in the agent's file", profile)
+	default:
+		return e.WithHint("its last output says why, where it wrote any; how it is run stands under profile %s in the agent's file", profile)
+	}
 }
 
 // Ended is the error of a restart where nothing is left to restart, or soon will be.

@@ -131,6 +131,24 @@ func (b *safeBuffer) String() string {
 
 func panicsHere() { panic(errors.New("a broken invariant")) }
 
+// What to do goes by how it ended.
+func TestExitedHints(t *testing.T) {
+	for hint, exit := range map[string]*sutrav1.Exit{
+		"more --memory":          {Code: -1, Signal: "SIGKILL", OomKilled: true},
+		"its limit was 64 MiB":   {Code: -1, Unknown: true, OomKilled: true},
+		"stay in the foreground": {},
+		"ready_timeout_secs":     {Code: -1, Signal: "SIGTERM", Cause: "not ready within 5s"},
+		"its last output":        {Code: 1},
+		"its last output says":   {Code: -1, Signal: "SIGKILL"},
+		"says why":               {Code: -1, Unknown: true},
+	} {
+		e := Exited(&sutrav1.Node{NodeId: "node-1", AgentId: "agent-001", Profile: "redis", MemoryLimitMb: 64, LastExit: exit})
+		if !strings.Contains(e.Hint, hint) || !strings.Contains(e.Hint, "profile redis") || e.Exit != exit {
+			t.Errorf("%v: the hint is %q, and should say %q", exit, e.Hint, hint)
+		}
+	}
+}
+
 func TestAPanicEndsOneCallOnly(t *testing.T) {
 	checkLeaks(t)
 	log := &safeBuffer{}
