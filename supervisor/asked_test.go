@@ -144,6 +144,36 @@ func TestRestartLeavesACrashLoop(t *testing.T) {
 	}
 }
 
+// A restart that is asked for is a new beginning, whether a process runs then or a pause is sat out: the next crash is the
+// first again.
+func TestRestartForgetsTheCrashes(t *testing.T) {
+	spec := commandSpec(t, "sleep", "3600")
+	spec.Restart.Threshold, spec.Restart.First, spec.Restart.Max = 2, never, never
+	first := func(t *testing.T, w *watched) {
+		t.Helper()
+		if got := outcome(t, w.Restart(w.State().Restarts)); got.State.Phase != Running {
+			t.Fatalf("outcome %+v", got)
+		}
+		w.kill()
+		for w.until(ProcessExited).State.LastExit.Cause == restartAsked {
+		}
+		if s := w.State(); s.Phase != Starting || w.journal.last().Crashes != 1 {
+			t.Errorf("state %+v, on record %+v", s, w.journal.last())
+		}
+	}
+	before := watch(t, spec)
+	before.until(ProcessReady)
+	before.recorded()
+	before.Release()
+	before.awaitDone()
+	r := before.journal.last()
+	r.Crashes, r.LastExit = 1, &Exit{Code: 7, At: time.Now()}
+	w := adopt(t, spec, r)
+	w.until(ProcessReady)
+	t.Run("while it runs", func(t *testing.T) { first(t, w) })
+	t.Run("during a pause", func(t *testing.T) { first(t, w) })
+}
+
 // gatedSpec is ready, each time, when the test says so.
 func gatedSpec(t *testing.T) (spec Spec, gate chan struct{}) {
 	t.Helper()

@@ -79,17 +79,20 @@ func (r Restart) again(e *Exit) bool {
 // crashes remembers when a process crashed, as far as that counts still.
 type crashes struct {
 	policy Restart
-	at     []time.Time // oldest first, at most maxCrashes
+	at     []time.Time // oldest first, at most as many as most says
 }
 
-// maxCrashes bounds what is remembered: so many doublings bring any pause to its bound.
+// maxCrashes is how many are remembered at least: so many doublings bring any pause to its bound.
 const maxCrashes = 64
+
+// most bounds what is remembered.
+func (c *crashes) most() int { return max(maxCrashes, c.policy.Threshold) }
 
 // crashed takes in one crash. It returns how long to wait before the next start, and whether this is a crash loop by now.
 func (c *crashes) crashed(at time.Time) (pause time.Duration, loop bool) {
 	c.at = slices.DeleteFunc(c.at, func(t time.Time) bool { return at.Sub(t) >= c.policy.Window })
 	c.at = append(c.at, at)
-	c.at = c.at[max(0, len(c.at)-max(maxCrashes, c.policy.Threshold)):]
+	c.at = c.at[max(0, len(c.at)-c.most()):]
 	pause = c.policy.First
 	for range len(c.at) - 1 {
 		if pause > c.policy.Max/2 {
@@ -102,9 +105,11 @@ func (c *crashes) crashed(at time.Time) (pause time.Duration, loop bool) {
 	return pause - rand.N(pause/4+1), len(c.at) >= c.policy.Threshold
 }
 
-// resume takes up a count that an earlier supervisor wrote down at its last crash. When the others were isn't
-// on record: they count for as long as the last one.
-func (c *crashes) resume(count int, last time.Time) { c.at = slices.Repeat([]time.Time{last}, count) }
+// resume takes up a count that an earlier supervisor wrote down at its last crash, or that a damaged record has. When the
+// others were isn't on record: they count for as long as the last one.
+func (c *crashes) resume(count int, last time.Time) {
+	c.at = slices.Repeat([]time.Time{last}, min(max(count, 0), c.most()))
+}
 
 // forget is for a new beginning.
 func (c *crashes) forget() { c.at = nil }

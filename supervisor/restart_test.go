@@ -54,6 +54,31 @@ func TestCrashesGoOnFromARecord(t *testing.T) {
 	}
 }
 
+// Whatever count a record has, it costs no more than one that was reached, and means the same.
+func FuzzCrashesGoOnFromARecord(f *testing.F) {
+	f.Add(0, int64(0))
+	f.Add(4, int64(1))
+	f.Add(-1, int64(-1))
+	f.Add(math.MaxInt, int64(math.MaxInt64))
+	f.Add(math.MaxUint32, int64(math.MinInt64))
+	f.Fuzz(func(t *testing.T, count int, ago int64) {
+		policy := DefaultRestart()
+		c := crashes{policy: policy}
+		now := time.Now()
+		c.resume(count, now.Add(time.Duration(ago)))
+		if len(c.at) > maxCrashes {
+			t.Fatalf("%d are remembered", len(c.at))
+		}
+		pause, loop := c.crashed(now)
+		if pause <= 0 || pause > policy.Max {
+			t.Errorf("pause %v", pause)
+		}
+		if counted := ago > -int64(policy.Window) && ago <= 0; counted && loop != (count >= policy.Threshold-1) {
+			t.Errorf("after %d, loop %v", count, loop)
+		}
+	})
+}
+
 func TestCrashesReachAnOddBoundByDoubling(t *testing.T) {
 	c := crashes{policy: Restart{First: 1, Max: 3, Threshold: 1, Window: time.Hour}}
 	for _, want := range []time.Duration{1, 2, 3, 3} { // too short for jitter
