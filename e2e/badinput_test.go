@@ -181,7 +181,9 @@ func TestRefusedNodes(t *testing.T) {
 	if out := g.MustRun("remove", "-n", id); !strings.Contains(out, "nothing to remove") {
 		t.Errorf("second remove: %s", out)
 	}
-	refused(t, g, 3, "NODE_NOT_FOUND", []string{id, "was removed"}, "node-status", "-n", id)
+	for _, verb := range []string{"node-status", "restart"} {
+		refused(t, g, 3, "NODE_NOT_FOUND", []string{id, "was removed", "hint: ", "sutra logs --node " + id}, verb, "-n", id)
+	}
 }
 
 // Requests that no sutra verb would send: the master checks them itself.

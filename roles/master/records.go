@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/roles/master/registry"
 	"github.com/sutra-grid/sutra/rpc"
 )
 
@@ -92,6 +93,31 @@ func (s *service) undo(ctx context.Context, id string) {
 func tooLate(id string) *rpc.Error {
 	return rpc.Errorf(rpc.TimedOut, "another call on node %s took all of this one's time", id).With("node_id", id).
 		WithHint("see what it does: sutra node-status --node %s", id)
+}
+
+// asked finds the node that a request names, and the agent that it may name with it. ok is false where there is no such node.
+func (s *service) asked(id, agentID string) (view registry.View, ok bool, err error) {
+	var bad checks
+	bad.id("node_id", id)
+	if agentID != "" {
+		bad.id("agent_id", agentID)
+	}
+	if err := bad.err(); err != nil {
+		return view, false, err
+	}
+	if view, ok = s.registry.Node(id, time.Now()); ok {
+		err = onAgent(view.Node, agentID)
+	}
+	return view, ok, err
+}
+
+// notFound is the error of a call for a node that isn't there, or not any more.
+func (s *service) notFound(id string) *rpc.Error {
+	if !s.registry.Removed(id) {
+		return nodeNotFound(id)
+	}
+	return rpc.Errorf(rpc.NodeNotFound, "node %s was removed", id).With("node_id", id).
+		WithHint("its log is kept for a while: sutra logs --node %s   see which nodes there are: sutra list-nodes --all", id)
 }
 
 func nodeNotFound(id string) *rpc.Error {

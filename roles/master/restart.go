@@ -12,23 +12,12 @@ import (
 // agent may be tried again with the same effect; this one can't, for it would ask anew.
 func (s *service) RestartNode(ctx context.Context, req *sutrav1.RestartNodeRequest) (*sutrav1.RestartNodeResponse, error) {
 	id := req.GetNodeId()
-	var bad checks
-	bad.id("node_id", id)
-	if req.GetAgentId() != "" {
-		bad.id("agent_id", req.GetAgentId())
-	}
-	if err := bad.err(); err != nil {
-		return nil, err
-	}
-	view, ok := s.registry.Node(id, time.Now())
+	view, ok, err := s.asked(id, req.GetAgentId())
 	switch {
-	case !ok && s.registry.Removed(id):
-		return nil, rpc.Errorf(rpc.NodeNotFound, "node %s was removed", id).With("node_id", id)
-	case !ok:
-		return nil, nodeNotFound(id)
-	}
-	if err := onAgent(view.Node, req.GetAgentId()); err != nil {
+	case err != nil:
 		return nil, err
+	case !ok:
+		return nil, s.notFound(id)
 	}
 	if view.Ended || view.Node.GetDesired() == sutrav1.Desired_DESIRED_STOPPED {
 		return nil, rpc.Ended(view.Node)

@@ -9,7 +9,6 @@ import (
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/roles/master/registry"
-	"github.com/sutra-grid/sutra/rpc"
 )
 
 // maxReasons bounds what GetClusterStatus explains.
@@ -18,17 +17,12 @@ const maxReasons = 10
 // GetNodeStatus asks the node's agent; where that can't answer, it gives the last known state and says why.
 func (s *service) GetNodeStatus(ctx context.Context, req *sutrav1.GetNodeStatusRequest) (*sutrav1.GetNodeStatusResponse, error) {
 	id := req.GetNodeId()
-	var bad checks
-	bad.id("node_id", id)
-	if err := bad.err(); err != nil {
-		return nil, err
-	}
-	view, ok := s.registry.Node(id, time.Now())
+	view, ok, err := s.asked(id, "")
 	switch {
-	case !ok && s.registry.Removed(id):
-		return nil, rpc.Errorf(rpc.NodeNotFound, "node %s was removed", id).With("node_id", id)
+	case err != nil:
+		return nil, err
 	case !ok:
-		return nil, nodeNotFound(id)
+		return nil, s.notFound(id)
 	case view.Ended:
 		return cached(view, "the node has ended"), nil
 	case req.GetCachedOnly():

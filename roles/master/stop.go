@@ -14,20 +14,12 @@ import (
 // StopNode: persist that the node is to be stopped, have its agent end it, write down how it ended.
 func (s *service) StopNode(ctx context.Context, req *sutrav1.StopNodeRequest) (*sutrav1.StopNodeResponse, error) {
 	id := req.GetNodeId()
-	var bad checks
-	bad.id("node_id", id)
-	if req.GetAgentId() != "" {
-		bad.id("agent_id", req.GetAgentId())
-	}
-	if err := bad.err(); err != nil {
+	view, ok, err := s.asked(id, req.GetAgentId())
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	view, ok := s.registry.Node(id, time.Now())
-	if !ok {
+	case !ok:
 		return &sutrav1.StopNodeResponse{AlreadyStopped: true}, nil
-	}
-	if err := onAgent(view.Node, req.GetAgentId()); err != nil {
-		return nil, err
 	}
 	if !view.Wanted {
 		resp, wanted, err := s.stopUnrecorded(ctx, view.Node)
