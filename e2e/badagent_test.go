@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -167,6 +168,22 @@ func TestTwoAgentsWithOneID(t *testing.T) {
 	file, elsewhere := filepath.Join(g.Dir, "a1.toml"), filepath.Join(g.Dir, "elsewhere")
 
 	refused(t, g, 7, "AGENT_ID_TAKEN", []string{"a1", "another process has it", fmt.Sprintf("pid %d", first.PID()), "hint: "}, "agent", "--config", file)
+	// Its port is taken, too, and that isn't what is wrong.
+	agents, err := g.Client().ListAgents(t.Context(), &sutrav1.ListAgentsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(agents.GetAgents()[0].GetEndpoint())
+	same, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed := filepath.Join(g.Dir, "fixed.toml")
+	if err := os.WriteFile(fixed, bytes.Replace(same, []byte("agent_port = 0"), []byte("agent_port = "+port), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, g, 7, "AGENT_ID_TAKEN", []string{"another process has it"}, "agent", "--config", fixed)
+	refused(t, g, 7, "PORT_IN_USE", []string{port, "agent_port in "}, "agent", "--config", fixed, "--home", elsewhere)
 	refusedAtStart(t, g, 7, []string{"agent id a1 is taken", "(AGENT_ID_TAKEN)", "hint: give this agent another agent_id"},
 		"agent", "--config", file, "--home", elsewhere)
 	instance, err := os.ReadFile(filepath.Join(elsewhere, "agents", "a1", "instance_id"))

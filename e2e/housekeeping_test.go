@@ -201,6 +201,13 @@ func TestPrintUnit(t *testing.T) {
 	if !strings.Contains(unit, command) {
 		t.Errorf("the unit is\n%s\nwithout%s", unit, command)
 	}
+	if strings.Contains(unit, "--stop-nodes") || strings.Contains(unit, "TimeoutStopSec") {
+		t.Errorf("nodes don't outlive the agent of the unit\n%s", unit)
+	}
+	taking := g.MustRun("agent", "--print-unit", "--stop-nodes", "--config", g.AgentFile("agent-002", "stop_grace_secs = 100"))
+	if !strings.Contains(taking, "--stop-nodes\n") || !strings.Contains(taking, "\nTimeoutStopSec=130\n") {
+		t.Errorf("with --stop-nodes the unit is\n%s", taking)
+	}
 	if elsewhere := g.MustRun("agent", "--print-unit", "--config", file, "--home", "/elsewhere"); !strings.Contains(elsewhere, `--home "/elsewhere"`) {
 		t.Errorf("with another home the unit is\n%s", elsewhere)
 	}

@@ -2,8 +2,10 @@ package roles
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
@@ -53,21 +55,12 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 				return fmt.Errorf("find the sutra binary: %w", err)
 			}
 			if c.Bool("print-unit") {
-				return printUnit(s, binary, c.String("config"), home)
+				return printUnit(s, binary, c.String("config"), home, file, c.Bool("stop-nodes"))
 			}
-			cfg := agent.Config{Home: home, File: file, Binary: binary, StopNodes: c.Bool("stop-nodes"), Version: version, Log: newLogger(s, zerolog.InfoLevel)}
-			at := fmt.Sprintf("0.0.0.0:%d", file.AgentPort)
-			if cfg.Listener, err = listen("the agent", at, "agent_port in "+c.String("config")); err != nil {
-				return err
-			}
-			defer cfg.Listener.Close()
-			if file.MetricsListen != "" {
-				if cfg.Metrics, err = listen("the agent's HTTP server", file.MetricsListen, "metrics_listen in "+c.String("config")); err != nil {
-					return err
-				}
-				defer cfg.Metrics.Close()
-			}
-			a, err := agent.New(c.Context, cfg)
+			a, err := agent.New(c.Context, agent.Config{
+				Home: home, File: file, Binary: binary, StopNodes: c.Bool("stop-nodes"), Version: version, Log: newLogger(s, zerolog.InfoLevel),
+				Listen: func() (calls, metrics net.Listener, err error) { return listenAs(file, c.String("config")) },
+			})
 			if err != nil {
 				return err
 			}
@@ -76,11 +69,29 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 	}
 }
 
-// printUnit prints the unit of an agent whose file is known to be right.
-func printUnit(s *client.Streams, binary, file, home string) error {
-	file, err := filepath.Abs(file)
+// listenAs opens what an agent's file says, the path of which is name.
+func listenAs(file *config.Agent, name string) (calls, metrics net.Listener, err error) {
+	calls, err = listen("the agent", fmt.Sprintf("0.0.0.0:%d", file.AgentPort), "agent_port in "+name)
+	if err != nil || file.MetricsListen == "" {
+		return calls, nil, err
+	}
+	metrics, err = listen("the agent's HTTP server", file.MetricsListen, "metrics_listen in "+name)
+	if err != nil {
+		_ = calls.Close() // nobody was let in
+		return nil, nil, err
+	}
+	return calls, metrics, nil
+}
+
+// printUnit prints the unit of an agent whose file, at path, is known to be right.
+func printUnit(s *client.Streams, binary, path, home string, file *config.Agent, stopNodes bool) error {
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return fmt.Errorf("find the agent's file: %w", err)
 	}
-	return writeString(s.Out, agent.Unit(binary, file, home, os.Getuid()))
+	var grace time.Duration
+	for _, profile := range file.Profiles {
+		grace = max(grace, profile.StopGrace)
+	}
+	return writeString(s.Out, agent.Unit(binary, path, home, os.Getuid(), stopNodes, grace))
 }

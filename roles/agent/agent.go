@@ -35,10 +35,9 @@ type Config struct {
 	Home string
 	// File is the agent's validated file.
 	File *config.Agent
-	// Listener is where the master calls. Owned by the agent from New on.
-	Listener net.Listener
-	// Metrics is where /metrics and /healthz are served; nil: nowhere. Owned by the agent from New on.
-	Metrics net.Listener
+	// Listen opens where the master calls, and where /metrics and /healthz are served; nil: nowhere. New calls it once the home
+	// is this agent's: of two starts of one agent, the second is to hear that, and not that its port is taken.
+	Listen func() (calls, metrics net.Listener, err error)
 	// Binary is the sutra binary, which runs the built-in storage server.
 	Binary string
 	// StopNodes takes the nodes along when the agent ends. Else they run on, and are taken up at its next start.
@@ -51,6 +50,8 @@ type Config struct {
 type Agent struct {
 	cfg      Config
 	unlock   func() error
+	calls    net.Listener
+	http     net.Listener // nil: there is none
 	registry *prometheus.Registry
 	metrics  *rpc.Metrics
 	self     *sutrav1.Agent
@@ -81,10 +82,22 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 		return nil, fmt.Errorf("agent %s can't have its home %s: %w", id, dir, err)
 	}
 	a := &Agent{cfg: cfg, unlock: unlock, registry: prometheus.NewRegistry()}
-	if err := a.build(ctx, dir); err != nil {
+	if a.calls, a.http, err = cfg.Listen(); err != nil {
 		return nil, errors.Join(err, unlock())
 	}
+	if err := a.build(ctx, dir); err != nil {
+		return nil, errors.Join(err, a.leave())
+	}
 	return a, nil
+}
+
+// leave gives back what New took. To close a listener once more is no error here: who serves closes it, too.
+func (a *Agent) leave() error {
+	_ = a.calls.Close()
+	if a.http != nil {
+		_ = a.http.Close()
+	}
+	return a.unlock()
 }
 
 func (a *Agent) build(ctx context.Context, dir string) error {
@@ -97,7 +110,7 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 	if len(masters) == 0 {
 		masters = []string{config.LocalMaster(a.cfg.Home)}
 	}
-	endpoint, err := advertised(ctx, file.Advertise, a.cfg.Listener.Addr(), masters[0])
+	endpoint, err := advertised(ctx, file.Advertise, a.calls.Addr(), masters[0])
 	if err != nil {
 		return err
 	}
@@ -149,7 +162,7 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 func (a *Agent) Run(ctx context.Context) error {
 	log := a.cfg.Log
 	defer func() {
-		if err := a.unlock(); err != nil {
+		if err := a.leave(); err != nil {
 			log.Warn().Err(err).Msg("home not unlocked")
 		}
 	}()
@@ -160,15 +173,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	talking, stopTalking := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopTalking()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return rpc.Serve(talking, server, a.cfg.Listener) })
-	if a.cfg.Metrics != nil {
+	group.Go(func() error { return rpc.Serve(talking, server, a.calls) })
+	if a.http != nil {
 		group.Go(func() error {
-			return rpc.ServeHTTP(talking, rpc.Observability(a.registry, a.link.healthy), a.cfg.Metrics)
+			return rpc.ServeHTTP(talking, rpc.Observability(a.registry, a.link.healthy), a.http)
 		})
-		log.Info().Str("http", a.cfg.Metrics.Addr().String()).Msg("serving /metrics and /healthz")
+		log.Info().Str("http", a.http.Addr().String()).Msg("serving /metrics and /healthz")
 	}
 	log.Info().Str("version", a.cfg.Version).Str("agent_id", a.self.GetAgentId()).
-		Str("listen", a.cfg.Listener.Addr().String()).Str("advertise", a.self.GetEndpoint()).
+		Str("listen", a.calls.Addr().String()).Str("advertise", a.self.GetEndpoint()).
 		Int("max_nodes", a.cfg.File.MaxNodes).Msg("agent listening")
 	nodes.WarnOfPorts(log, a.cfg.File.BasePort, a.cfg.File.MaxNodes)
 	a.nodes.WarnOfBinaries()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // settings reads a unit file as systemd does: section/key to value; keys that come twice are an error here.
@@ -75,8 +76,15 @@ func words(t *testing.T, line string) []string {
 func TestUnit(t *testing.T) {
 	for _, path := range []string{"/usr/local/bin/sutra", "/a b/100%/$HOME ${x}/\"quoted\"/back\\slash/two\nlines"} {
 		for _, uid := range []int{0, 1000} {
-			is := settings(t, Unit(path, path+"/agent.toml", path+"/home", uid))
+			stopNodes := uid == 0
+			is := settings(t, Unit(path, path+"/agent.toml", path+"/home", uid, stopNodes, 90*time.Second))
 			want := []string{path, "agent", "--config", path + "/agent.toml", "--home", path + "/home"}
+			if stopNodes {
+				want = append(want, "--stop-nodes")
+			}
+			if limit := is["Service/TimeoutStopSec"]; limit != map[bool]string{true: "120"}[stopNodes] {
+				t.Errorf("a stop may take %q, with nodes %v", limit, stopNodes)
+			}
 			if got := words(t, is["Service/ExecStart"]); !slices.Equal(got, want) {
 				t.Errorf("the command is %q, want %q", got, want)
 			}
@@ -114,7 +122,7 @@ func TestSystemdTakesTheUnit(t *testing.T) {
 	if err := os.WriteFile(binary, []byte("#!/bin/sh\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(unit, []byte(Unit(binary, dir+"/\"a\" \\ $b.toml", dir, 1000)), 0o600); err != nil {
+	if err := os.WriteFile(unit, []byte(Unit(binary, dir+"/\"a\" \\ $b.toml", dir, 1000, true, time.Second)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.CommandContext(t.Context(), analyze, "verify", "--man=no", unit).CombinedOutput()

@@ -58,7 +58,7 @@ func clearHome(ctx context.Context, cfg Config, home string) error {
 		return err
 	}
 	a, err := agent.New(ctx, agent.Config{
-		Home: home, File: file, Listener: l, Binary: cfg.Binary, StopNodes: true, Version: cfg.Version, Log: zerolog.Nop(),
+		Home: home, File: file, Listen: only(l), Binary: cfg.Binary, StopNodes: true, Version: cfg.Version, Log: zerolog.Nop(),
 	})
 	if err != nil {
 		return err

@@ -129,7 +129,7 @@ func run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 		a, err := agent.New(ctx, agent.Config{
-			Home: home, File: file, Listener: agentAt, Binary: cfg.Binary, StopNodes: true, Version: cfg.Version,
+			Home: home, File: file, Listen: only(agentAt), Binary: cfg.Binary, StopNodes: true, Version: cfg.Version,
 			Log: cfg.Log.With().Str("role", "agent").Logger(),
 		})
 		if err != nil {
@@ -173,6 +173,11 @@ func makeHome(given string) (home string, passing bool, err error) {
 		return "", false, fmt.Errorf("home %s: %w", given, err)
 	}
 	return home, false, nil
+}
+
+// only is how an agent listens that has a listener, and serves no metrics.
+func only(l net.Listener) func() (calls, metrics net.Listener, err error) {
+	return func() (calls, metrics net.Listener, err error) { return l, nil, nil }
 }
 
 // listenNear listens at the usual address, or at any free port of its host where that is taken.
