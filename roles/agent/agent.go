@@ -185,6 +185,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Int("max_nodes", a.cfg.File.MaxNodes).Msg("agent listening")
 	nodes.WarnOfPorts(log, a.cfg.File.BasePort, a.cfg.File.MaxNodes)
 	a.nodes.WarnOfBinaries()
+	warnOfOpenFiles(log, a.cfg.File.Profiles)
 	a.notify(daemon.SdNotifyReady) // New has taken the nodes up, and callers wait in the listener's queue
 
 	group.Go(func() error { return a.link.run(talking) })

@@ -2,11 +2,17 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
+
+	"github.com/sutra-grid/sutra/config"
 )
 
 // firstInherited is the lowest descriptor that isn't one of the standard streams.
@@ -40,4 +46,41 @@ func keepListed() error {
 		}
 	}
 	return nil
+}
+
+// mostOpenFiles is how many files this process can let another one have open.
+func mostOpenFiles() (uint64, error) {
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		return 0, fmt.Errorf("ask for the limit of open files: %w", err)
+	}
+	var caps [2]unix.CapUserData // of which the first has the capability
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0]); err != nil {
+		return 0, fmt.Errorf("ask for this process's rights: %w", err)
+	}
+	if caps[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+		return own.Max, nil
+	}
+	data, err := os.ReadFile("/proc/sys/fs/nr_open") // beyond which nobody comes
+	if err != nil {
+		return 0, fmt.Errorf("ask for the host's limit of open files: %w", err)
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
+}
+
+// warnOfOpenFiles names the profiles that promise more open files than there are: their nodes can't be started.
+func warnOfOpenFiles(log zerolog.Logger, profiles map[string]config.Profile) {
+	most, err := mostOpenFiles()
+	if err != nil {
+		log.Warn().Err(err).Msg("whether nodes can have as many open files as their profiles say isn't known")
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(profiles)) {
+		if p := profiles[name]; p.OpenFiles > 0 && uint64(p.OpenFiles) > most {
+			log.Warn().Str("profile", name).Int("open_files", p.OpenFiles).Uint64("at_most", most).
+				Str("hint", "lower open_files in the agent's file, or let the agent have as many (LimitNOFILE= of a systemd unit), and restart it").
+				Msgf("profile %s gives a node %d open files, and this agent can give it %d at most: no node of that profile can be started",
+					name, p.OpenFiles, most)
+		}
+	}
 }
