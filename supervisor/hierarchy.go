@@ -138,7 +138,7 @@ func (h hierarchy) openIn(base, name string, wanted []string) (folder string, mi
 		return "", nil, err
 	}
 	for _, controller := range wanted {
-		why := error(nil)
+		var why error
 		if strings.HasSuffix(base, ".service") {
 			// The kernel lets no process into a group that hands controllers down: the next agent's would be refused.
 			why = fmt.Errorf("while nodes ran with them in %s, systemd couldn't start the service again", base)
