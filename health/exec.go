@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -18,6 +19,10 @@ const (
 	// outputGrace is how long a process that left the command's group may hold on to its output, before that is cut off.
 	outputGrace = 100 * time.Millisecond
 )
+
+// script runs the command $1 in a process of its own beside the shell, which waits for it and, where that is told to end,
+// ends its whole group with it.
+const script = `trap 'kill -KILL 0' TERM; (eval "$1") & wait $!`
 
 type execProbe struct {
 	command string
@@ -32,22 +37,29 @@ func (p execProbe) Check(ctx context.Context) error {
 	}
 	var out tail
 	// Without the context: its way to kill can come after the reaping, when the group's id may be another's.
-	cmd := exec.Command("/bin/sh", "-c", p.command) //nolint:noctx // the group is killed below
+	cmd := exec.Command("/bin/sh", "-c", script, "sh", p.command) //nolint:noctx // the group is killed below
 	// Never nil, which would hand down this process's own environment.
 	cmd.Env = append([]string{}, p.env...)
 	cmd.Dir = p.dir
 	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// Who waits for a command that hangs may be killed: nobody else would ever end it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGTERM}
 	cmd.WaitDelay = outputGrace
-	if err := cmd.Start(); err != nil {
+	started, exited := make(chan error, 1), make(chan struct{})
+	go func() {
+		// The kernel goes by the death of the thread that forks: that isn't to end before the shell does.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(exited)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			awaitExit(cmd.Process.Pid)
+		}
+	}()
+	if err := <-started; err != nil {
 		return failed(ctx, what, err)
 	}
-
-	exited := make(chan struct{})
-	go func() {
-		defer close(exited)
-		awaitExit(cmd.Process.Pid)
-	}()
 	cut := false
 	select {
 	case <-exited:

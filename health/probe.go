@@ -29,8 +29,8 @@ type Probe interface {
 //   - "http": a GET of arg, a path with an optional query, answers 2xx or 3xx; redirects aren't followed.
 //   - "grpc": grpc.health.v1 Check of the whole server answers SERVING, without TLS.
 //   - "exec": arg, run by /bin/sh -c in the folder dir with env as its whole environment, exits 0. It is
-//     killed with its process group when the context ends, and what it left in
-//     its group is killed when it exits.
+//     killed with its process group when the context ends, and when this process
+//     is killed, and what it left in its group is killed when it exits.
 //   - "none": always ready.
 //
 // addr is the node's host:port; "exec" and "none" don't look at it. An unknown

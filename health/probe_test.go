@@ -26,7 +26,14 @@ import (
 // hangingServer makes the test binary a server that answers http and grpc probes until it is frozen.
 const hangingServer = "SUTRA_TEST_HANGING_SERVER"
 
+// patientProber makes the test binary run the command that it holds as a probe, and wait for it.
+const patientProber = "SUTRA_TEST_PATIENT_PROBER"
+
 func TestMain(m *testing.M) {
+	if command := os.Getenv(patientProber); command != "" {
+		fmt.Fprintln(os.Stderr, execProbe{command: command, env: os.Environ()}.Check(context.Background()))
+		os.Exit(1)
+	}
 	if os.Getenv(hangingServer) != "" {
 		fmt.Fprintln(os.Stderr, serveBoth())
 		os.Exit(1)
@@ -254,6 +261,36 @@ func TestExecProbeLeavesNoProcess(t *testing.T) {
 			await(t, "the child's end", func() bool { return gone(child) })
 		})
 	}
+}
+
+// A command that hangs, and what it started, ends with who waits for it, however that ends.
+func TestExecProbeEndsWithItsCaller(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidFile := filepath.Join(t.TempDir(), "pids")
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), patientProber+"="+fmt.Sprintf("sleep 1000 & echo $$ $! >%s.new; mv %s.new %s; sleep 1000; :", pidFile, pidFile, pidFile))
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var shell, child int
+	await(t, "the command", func() bool {
+		text, err := os.ReadFile(pidFile)
+		if err != nil {
+			return false
+		}
+		_, err = fmt.Sscan(string(text), &shell, &child)
+		return err == nil
+	})
+	t.Cleanup(func() { _ = syscall.Kill(-shell, syscall.SIGKILL) }) // ESRCH: as it should be
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	await(t, "the end of all of it", func() bool { return errors.Is(syscall.Kill(-shell, 0), syscall.ESRCH) || gone(shell) && gone(child) })
 }
 
 // TestExecProbeDoesNotWaitForDaemons holds for a command that leaves its group

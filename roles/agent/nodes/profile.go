@@ -40,7 +40,7 @@ func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, err
 		args = append([]string{"storage"}, args...)
 	}
 	spec := supervisor.Spec{
-		ID: n.GetNodeId(), Path: binary, Args: args, Env: m.environment(n), Dir: n.GetStoragePath(), LogPath: e.files.log,
+		ID: n.GetNodeId(), Path: binary, Args: args, Env: append(m.environment(n), m.mark(n.GetNodeId())), Dir: n.GetStoragePath(), LogPath: e.files.log,
 		StopSignal: unix.SignalNum("SIG" + p.StopSignal), StopGrace: p.StopGrace, Mark: m.mark(n.GetNodeId()), Cgroups: m.cfg.Cgroups,
 		Limits:  supervisor.Limits{Memory: uint64(n.GetMemoryLimitMb()) << 20, CPUWeight: p.CPUWeight, OpenFiles: uint64(p.OpenFiles)},
 		Restart: restartOf(p),
@@ -71,13 +71,13 @@ func (m *Manager) probe(n *sutrav1.Node, p profile) (health.Probe, error) {
 	return health.NewProbe(p.Ready.Kind, p.Ready.Arg, addr, n.GetStoragePath(), m.environment(n))
 }
 
-// environment is all that a node's process finds in its environment: nothing of the agent's own leaks into it.
+// environment is all that a node's process finds in its environment beside its mark: nothing of the agent's own leaks into
+// it. An exec probe has the same without the mark: what bears that is taken for the node's own, watched and killed as such.
 func (m *Manager) environment(n *sutrav1.Node) []string {
 	return []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LANG=C.UTF-8",
 		"HOME=" + n.GetStoragePath(),
-		m.mark(n.GetNodeId()),
 		"SUTRA_AGENT_ID=" + n.GetAgentId(),
 		"SUTRA_MEMORY_MB=" + strconv.FormatUint(uint64(n.GetMemoryLimitMb()), 10),
 		"SUTRA_NODE_ID=" + n.GetNodeId(),

@@ -219,6 +219,25 @@ func TestEnvironmentAndArguments(t *testing.T) {
 	}
 }
 
+// A probe has what its node has, but for the mark: it isn't to be taken for one of the node's processes.
+func TestEnvironmentOfAProbe(t *testing.T) {
+	m := newManager(t, probed("asked", "env >env; exit 0"))
+	n := mustSpawn(t, m, want("node-1", as("asked")))
+	data, err := os.ReadFile(filepath.Join(n.GetStoragePath(), "env"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := strings.Split(strings.TrimSpace(string(data)), "\n")
+	for _, entry := range zeroSeparated(int(n.GetPid()), "environ") {
+		if marks := strings.HasPrefix(entry, "SUTRA_MARK="); slices.Contains(theirs, entry) == marks {
+			t.Errorf("%s of the node isn't what it should be in %q", entry, theirs)
+		}
+	}
+	if strings.Contains(string(data), m.mark("node-1")) {
+		t.Errorf("the mark is in %q", theirs)
+	}
+}
+
 // A profile without a binary runs the one that Sutra brings along.
 func TestBuiltinCommand(t *testing.T) {
 	m := newManager(t, func(c *Config) {
