@@ -88,6 +88,12 @@ func Ended(n *sutrav1.Node) *Error {
 	if !n.Ended() {
 		what = "is being stopped"
 	}
-	return Errorf(NodeEnded, "node %s on %s %s, and isn't started again", n.GetNodeId(), n.GetAgentId(), what).With("node_id", n.GetNodeId()).
-		WithHint("a new node takes up its data: sutra spawn --agent %s --profile %s --storage-path %s", n.GetAgentId(), n.GetProfile(), n.GetStoragePath())
+	e := Errorf(NodeEnded, "node %s on %s %s, and isn't started again", n.GetNodeId(), n.GetAgentId(), what).With("node_id", n.GetNodeId())
+	path := n.GetStoragePath()
+	if strings.HasSuffix(path, filepath.Join("/agents", n.GetAgentId(), "data", n.GetNodeId())) {
+		// It was given one of its own in the agent's home, where no other node may have its path.
+		return e.WithHint("its data stays in %s of its host; a new node takes up a copy: sutra spawn --agent %s --profile %s --storage-path COPY",
+			path, n.GetAgentId(), n.GetProfile())
+	}
+	return e.WithHint("a new node takes up its data: sutra spawn --agent %s --profile %s --storage-path %s", n.GetAgentId(), n.GetProfile(), path)
 }

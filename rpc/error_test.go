@@ -149,6 +149,19 @@ func TestExitedHints(t *testing.T) {
 	}
 }
 
+// A path in the agent's home is no other node's to have.
+func TestEndedHints(t *testing.T) {
+	for path, hint := range map[string]string{
+		"/srv/data":                          "--profile redis --storage-path /srv/data",
+		"/home/agents/agent-001/data/node-1": "takes up a copy: sutra spawn --agent agent-001 --profile redis --storage-path COPY",
+	} {
+		e := Ended(&sutrav1.Node{NodeId: "node-1", AgentId: "agent-001", Profile: "redis", StoragePath: path})
+		if e.Reason != NodeEnded || !strings.Contains(e.Hint, hint) {
+			t.Errorf("%v, %q; want %q", e, e.Hint, hint)
+		}
+	}
+}
+
 func TestAPanicEndsOneCallOnly(t *testing.T) {
 	checkLeaks(t)
 	log := &safeBuffer{}
