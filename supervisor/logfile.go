@@ -168,6 +168,9 @@ type LogReader struct {
 	// part is the segment that was read last, and file is open on it; nil where there is none.
 	part segment
 	file *os.File
+
+	// step is called behind each look at the files, which a rotation may follow; tests have one follow.
+	step func()
 }
 
 // ReadLog opens a log for reading by the path of its live file.
@@ -176,7 +179,7 @@ func ReadLog(path string) (*LogReader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	return &LogReader{path: path, live: live}, nil
+	return &LogReader{path: path, live: live, step: func() {}}, nil
 }
 
 // Close gives the reader's files back.
@@ -194,10 +197,12 @@ func (r *LogReader) End() (int64, error) {
 		if err != nil {
 			return 0, err
 		}
+		r.step()
 		info, err := r.live.Stat()
 		if err != nil {
 			return 0, err
 		}
+		r.step()
 		after, err := settledHead(r.live)
 		if err != nil {
 			return 0, err
@@ -236,7 +241,9 @@ func (r *LogReader) ReadAt(p []byte, position int64) (n int, at int64, err error
 		if err != nil {
 			return 0, position, fmt.Errorf("read log: %w", err)
 		}
+		r.step()
 		from := moved(r.path, h)
+		r.step()
 		at = position
 		if at < from {
 			n, next, err := r.readSegment(p, at)
@@ -244,19 +251,18 @@ func (r *LogReader) ReadAt(p []byte, position int64) (n int, at int64, err error
 				return n, next, err
 			}
 			at = from
-			if again, err := settledHead(r.live); err == nil && again != h {
-				continue // what was looked for has become a segment since
-			}
 		}
 		n, err = r.live.ReadAt(p, h.data+at-h.position)
+		r.step()
 		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, at, fmt.Errorf("read log: %w", err)
 		}
-		// What was read is right where no rotation came between.
+		// What was read is right where no rotation came between; else what was looked for may have become a segment since.
 		again, err := settledHead(r.live)
 		if err != nil {
 			return 0, at, fmt.Errorf("read log: %w", err)
 		}
+		r.step()
 		if again != h || moved(r.path, h) != from {
 			continue
 		}
@@ -299,6 +305,7 @@ func (r *LogReader) openSegment(position int64) error {
 	if err != nil {
 		return err
 	}
+	r.step()
 	for _, s := range all {
 		if s.end() <= position {
 			continue
@@ -307,6 +314,7 @@ func (r *LogReader) openSegment(position int64) error {
 		if err != nil {
 			return err
 		}
+		r.step()
 		if holds, err := hasBlocks(file); err != nil || !holds {
 			_ = file.Close() // nothing was written
 			if err != nil {

@@ -7,10 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -463,6 +465,159 @@ func TestLogsThatBeginWithZeros(t *testing.T) {
 					t.Errorf("%s: segments %v, %v; told: %v", name, parts, err, events())
 				}
 			}
+		})
+	}
+}
+
+// floodAt are the bytes of a log of numbered lines from a position on: each line bears the number of those before it.
+func floodAt(position int64, size int) []byte {
+	first := position / floodLine
+	var lines []byte
+	for n := first; len(lines) < size+floodLine; n++ {
+		lines = fmt.Appendf(lines, "%0*d\n", floodLine-1, n)
+	}
+	return lines[position-first*floodLine:][:size]
+}
+
+// Whatever a rotation does between two looks of a reader's at the files, each byte is read once, at its position, and
+// none is passed over that is kept. Both go on step by step: the rotation stands at a step when a read begins, and does a
+// number of steps at one point of it; for all steps, all points, and numbers up to a rotation and more.
+func TestReadsMeetCuts(t *testing.T) {
+	for _, mode := range []logMode{{name: "collapse"}, {name: "punch", sparse: true, memory: true}} {
+		t.Run(mode.name, func(t *testing.T) {
+			l, events := smallLogs(t, mode.dir(t), 1<<30)
+			mode.use(t, l)
+			l.Watch("a")
+			path := l.Path("a")
+			var end int64
+			write := func(parts int64) {
+				if err := appendTo(path, floodAt(end, int(parts*l.part))); err != nil {
+					t.Error(err)
+				}
+				end += parts * l.part
+			}
+			turns := 0
+			next, stop := iter.Pull(func(yield func(string) bool) {
+				on := true
+				l.cutter.step = func(name string) { on = on && yield(name) }
+				for ; on; turns++ {
+					if turns%5 == 4 {
+						write(9) // more than is kept: it is cut without a copy
+					} else {
+						write(1)
+					}
+					on = on && yield("write")
+					lookAt(l, "a")
+				}
+			})
+			defer stop()
+			// visible are the steps before which something has happened that a reader may see.
+			visible := []string{"write", "header", "release", "release-header", "remove", "forget"}
+			begins, most := visible[:4], 6
+			if !mode.sparse {
+				begins, most = visible[:3], 4 // each rotation waits for a disk
+			}
+			advance := func() (step string) {
+				for !slices.Contains(visible, step) {
+					step, _ = next()
+				}
+				return step
+			}
+			for turns < 4 {
+				advance()
+			}
+			// kept is the first position from one on that is kept now.
+			kept := func(from int64) int64 {
+				r, err := ReadLog(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer r.Close()
+				_, at, err := r.ReadAt(make([]byte, 1), from)
+				if err != nil && !errors.Is(err, io.EOF) {
+					t.Fatal(err)
+				}
+				return at
+			}
+			// interrupted reads with a rotation's steps at one point, and tells whether the read came that far.
+			interrupted := func(point, steps int, read func(*LogReader)) bool {
+				r, err := ReadLog(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer r.Close()
+				points := 0
+				r.step = func() {
+					if points == point {
+						for range steps {
+							advance()
+						}
+					}
+					points++
+				}
+				read(r)
+				return points > point
+			}
+			buf := make([]byte, l.part*3/4)
+			var reads []func(*LogReader)
+			for _, from := range []func() int64{
+				func() int64 { return kept(0) },
+				func() int64 { return l.logs["a"].head.position - l.part/2 },
+				func() int64 { return l.logs["a"].head.position },
+			} {
+				reads = append(reads, func(r *LogReader) {
+					at := from()
+					for range 3 {
+						before := end
+						n, begin, err := r.ReadAt(buf, at)
+						if errors.Is(err, io.EOF) && begin >= before && n == 0 {
+							return
+						}
+						if err != nil || n == 0 {
+							t.Fatalf("at %d of %d to %d: %d bytes, %v", at, before, end, n, err)
+						}
+						if begin < at || begin > at && kept(at) < begin {
+							t.Fatalf("at %d it reads on at %d, and what is at %d is kept", at, begin, kept(at))
+						}
+						if !bytes.Equal(buf[:n], floodAt(begin, n)) {
+							t.Fatalf("what it reads at %d isn't what was written there: %.70q", begin, buf[:n])
+						}
+						at = begin + int64(n)
+					}
+				})
+			}
+			reads = append(reads, func(r *LogReader) {
+				before := end
+				if got, err := r.End(); err != nil || got < before || got > end {
+					t.Fatalf("it ends at %d, of %d to %d: %v", got, before, end, err)
+				}
+			}, func(r *LogReader) {
+				last, lines := end, int(l.part*2/floodLine)
+				want := last - int64(lines)*floodLine
+				got, err := lastLines(r, last, lines)
+				if err != nil || got < want || got > want && kept(want) < min(got, last) {
+					t.Fatalf("the last %d lines before %d begin at %d: %v", lines, last, got, err)
+				}
+			})
+			combinations := 0
+			for _, read := range reads {
+				for _, first := range begins {
+					for steps := 1; steps <= most; steps++ {
+						for point, further := 0, true; further; point++ {
+							for advance() != first {
+							}
+							further = interrupted(point, steps, read)
+							combinations++
+						}
+					}
+				}
+			}
+			for _, e := range events() {
+				if e.Kind != LogCut {
+					t.Errorf("told: %+v", e)
+				}
+			}
+			t.Logf("%d combinations, %d rotations", combinations, turns)
 		})
 	}
 }
