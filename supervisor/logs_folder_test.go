@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -661,5 +662,118 @@ func TestLogsOnTmpfs(t *testing.T) {
 	}
 	if len(events()) > 0 {
 		t.Errorf("told: %v", events())
+	}
+}
+
+// On a full disk nothing is lost of a log that can't be rotated, its writer goes on, and the rotation is made up for once
+// there is room.
+func TestRotationOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	switch err := unix.Mount("sutra-test", dir, "tmpfs", 0, "size=4m,mode=0700"); {
+	case errors.Is(err, unix.EPERM):
+		skipLog(t, "may not mount")
+	case err != nil:
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	l, events := smallLogs(t, dir, 1<<30)
+	l.Watch("a")
+	log, _, err := openLog(l.Path("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writer := exec.CommandContext(t.Context(), "cat")
+	writer.Stdout = log
+	in, err := writer.StdinPipe()
+	if err := errors.Join(err, writer.Start(), log.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var written []byte
+	write := func(what string, size int64) {
+		t.Helper()
+		var piece []byte
+		for ; int64(len(piece)) < size; piece = fmt.Appendf(piece, "%0*d\n", floodLine-1, (len(written)+len(piece))/floodLine) {
+		}
+		written = append(written, piece...)
+		if _, err := in.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+		await(t, what, func() bool {
+			r, err := ReadLog(l.Path("a"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			end, err := r.End()
+			return err == nil && end == int64(len(written))
+		})
+	}
+	kept := func(when string) (parts int) {
+		t.Helper()
+		if got, begin, err := readAll(l.Path("a"), 0); err != nil || begin != 0 || !bytes.Equal(got, written) {
+			t.Errorf("%s, %d bytes are kept of %d, from %d on: %v", when, len(got), len(written), begin, err)
+		}
+		found, err := segments(l.Path("a"))
+		if err != nil || exists(l.Path("a")+temporarySuffix) {
+			t.Errorf("%s, there are segments %v, and what wasn't finished is there: %v", when, found, err)
+		}
+		return len(found)
+	}
+	write("the first lines", l.part)
+	lookAt(l, "a")
+	before := kept("with room")
+
+	// A segment doesn't fit any more, what the writer adds does.
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	room := int64(st.Bavail) * st.Bsize
+	if err := errors.Join(unix.Fallocate(int(ballast.Fd()), 0, 0, room-l.part*7/4), ballast.Close()); err != nil {
+		t.Fatal(err)
+	}
+	write("lines on a disk that fills up", l.part)
+	for range 3 {
+		lookAt(l, "a")
+		write("a line on a full disk", floodLine)
+	}
+	if after := kept("on a full disk"); after != before || before == 0 {
+		t.Errorf("%d segments before, and %d on a full disk", before, after)
+	}
+	if told := events(); len(told) != 1 || told[0].Kind != LogStuck || !errors.Is(told[0].Err, unix.ENOSPC) {
+		t.Errorf("told: %v", told)
+	}
+	// Nor is anything lost by an agent that starts on it.
+	l, events = smallLogs(t, dir, 1<<30)
+	l.Watch("a")
+	write("a line after a start on a full disk", floodLine)
+	lookAt(l, "a")
+	if after := kept("after a start on a full disk"); after != before || len(events()) != 1 {
+		t.Errorf("%d segments, %d before; told: %v", after, before, events())
+	}
+
+	if err := os.Remove(ballast.Name()); err != nil {
+		t.Fatal(err)
+	}
+	lookAt(l, "a")
+	if after := kept("with room again"); after != before+1 || len(events()) != 1 {
+		t.Errorf("%d segments, %d before; told: %v", after, before, events())
+	}
+	write("more lines", 2*l.part)
+	lookAt(l, "a")
+	lookAt(l, "a")
+	if after := kept("later"); after < before+2 {
+		t.Errorf("it isn't rotated on: %d segments", after)
+	}
+	if err := errors.Join(in.Close(), writer.Wait()); err != nil {
+		t.Errorf("its writer: %v", err)
 	}
 }
