@@ -201,6 +201,10 @@ func (l *link) tell(ctx context.Context) (resp *sutrav1.HeartbeatResponse, now, 
 	if l.full {
 		l.acknowledged, l.measured = 0, 0
 	}
+	select {
+	case <-l.nodes.Dirty(): // what changed up to here, this beat tells
+	default:
+	}
 	changed, gone, now := l.nodes.Changes(l.acknowledged)
 	usage, measured := l.nodes.Usage(l.measured) // after the changes: it is of the processes that they tell of
 	resp, err = l.client.Heartbeat(ctx, &sutrav1.HeartbeatRequest{

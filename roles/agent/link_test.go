@@ -2,13 +2,17 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/xid"
 	"github.com/rs/zerolog"
+	"google.golang.org/grpc"
 
 	"github.com/sutra-grid/sutra/config"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
@@ -89,15 +93,21 @@ func newNodes(t *testing.T, self *sutrav1.Agent) *nodes.Manager {
 // spawn runs a node, and returns when there is no more to be said of it.
 func spawn(t *testing.T, m *nodes.Manager, id string) {
 	t.Helper()
-	if _, err := m.Spawn(t.Context(), &sutrav1.Node{NodeId: id, AgentId: "a", Profile: "default", Generation: 1}); err != nil {
+	if err := spawned(t.Context(), m, id); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func spawned(ctx context.Context, m *nodes.Manager, id string) error {
+	if _, err := m.Spawn(ctx, &sutrav1.Node{NodeId: id, AgentId: "a", Profile: "default", Generation: 1}); err != nil {
+		return err
 	}
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		if n, ok := m.Get(id); ok && n.GetHealth() == sutrav1.NodeHealth_NODE_HEALTH_READY {
-			return
+			return nil
 		}
 		if time.Now().After(end) {
-			t.Fatalf("node %s isn't ready", id)
+			return fmt.Errorf("node %s isn't ready", id)
 		}
 	}
 }
@@ -199,4 +209,97 @@ func TestLink(t *testing.T) {
 	if err := next(t, "the end", ended); err != nil {
 		t.Error(err)
 	}
+}
+
+// heard is a master that hands each beat to the test, and answers it as the test says. It isn't called over a network.
+type heard struct {
+	sutrav1.GridMasterClient
+	beats   chan *sutrav1.HeartbeatRequest
+	answers chan answer
+}
+
+func (h heard) Heartbeat(ctx context.Context, req *sutrav1.HeartbeatRequest, _ ...grpc.CallOption) (*sutrav1.HeartbeatResponse, error) {
+	h.beats <- req
+	select {
+	case a := <-h.answers:
+		return &sutrav1.HeartbeatResponse{WantFull: a.wantFull}, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// What changes while changes settle goes out in the same beat, and no beat without news follows. The link has a clock of its
+// own, which stands still while the test does something; nodes live in real time.
+func TestChangesSettle(t *testing.T) {
+	self := &sutrav1.Agent{AgentId: "a", InstanceId: xid.New().String(), MaxNodes: 9, MemoryTotalMb: 1 << 20, DefaultMemoryMb: 16}
+	manager := newNodes(t, self)
+	wanted, ran := make(chan string), make(chan error)
+	defer close(wanted)
+	go func() {
+		for id := range wanted {
+			ran <- spawned(context.WithoutCancel(t.Context()), manager, id)
+		}
+	}()
+	synctest.Test(t, func(t *testing.T) {
+		master := heard{beats: make(chan *sutrav1.HeartbeatRequest), answers: make(chan answer)}
+		l := &link{
+			self: self, masters: []string{"a master"}, every: time.Hour, nodes: manager, client: master,
+			metrics: newLinkMetrics(prometheus.NewRegistry()), log: zerolog.Nop(),
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			l.beat(ctx)
+		}()
+		defer func() {
+			leave()
+			<-ended
+		}()
+		run := func(ids ...string) {
+			t.Helper()
+			for _, id := range ids {
+				wanted <- id
+				if err := <-ran; err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		settling := func(what string) {
+			t.Helper()
+			synctest.Wait()
+			select {
+			case b := <-master.beats:
+				t.Fatalf("%s, it beats at once: %v", what, b)
+			default:
+			}
+		}
+		beat := func(what string, full bool, changed ...string) {
+			t.Helper()
+			b := <-master.beats
+			var ids []string
+			for _, n := range b.GetChanged() {
+				ids = append(ids, n.GetNodeId())
+			}
+			if b.GetFull() != full || !slices.Equal(ids, changed) {
+				t.Fatalf("%s: full %v, changed %v, want %v", what, b.GetFull(), ids, changed)
+			}
+			if len(manager.Dirty()) > 0 {
+				t.Errorf("after %s, a beat without news is to follow", what)
+			}
+		}
+		beat("the first beat", true)
+		run("n1")
+		master.answers <- answer{}
+		settling("after a change")
+		run("n2", "n3")
+		beat("what changed meanwhile", false, "n1", "n2", "n3")
+		master.answers <- answer{wantFull: true}
+		settling("asked for an inventory")
+		run("n4")
+		beat("the inventory", true, "n1", "n2", "n3", "n4")
+		run("n5")
+		master.answers <- answer{}
+		beat("and nothing but what came after it", false, "n5")
+	})
 }
