@@ -112,7 +112,9 @@ func TestTooManyOpenFiles(t *testing.T) {
 	g := harness.New(t)
 	g.StartMaster()
 	agent := g.StartAgent("agent-001", sleepProfile+"open_files = 32\n[storage.profiles.vast]\nstorage_binary = \"/bin/sleep\"\nargs = [\"100000\"]\nready = \"none\"\nopen_files = 1073741824\n")
-	harness.Await(t, "the agent to say so", func() error { return logSays(agent, "profile vast gives a node 1073741824 open files, and this agent can give it ") })
+	harness.Await(t, "the agent to say so", func() error {
+		return logSays(agent, "profile vast gives a node 1073741824 open files, and this agent can give it ")
+	})
 	refused(t, g, 7, "BINARY_UNUSABLE", []string{"1073741824 open files", "lower open_files of profile vast"}, "spawn", "--profile", "vast")
 	g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "sleep"})
 	if said := string(agent.Log()); strings.Contains(said, "profile sleep gives") || strings.Contains(said, "isn't known") {

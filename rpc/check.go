@@ -90,7 +90,7 @@ func Ended(n *sutrav1.Node) *Error {
 	}
 	e := Errorf(NodeEnded, "node %s on %s %s, and isn't started again", n.GetNodeId(), n.GetAgentId(), what).With("node_id", n.GetNodeId())
 	path := n.GetStoragePath()
-	if strings.HasSuffix(path, filepath.Join("/agents", n.GetAgentId(), "data", n.GetNodeId())) {
+	if strings.HasSuffix(path, string(filepath.Separator)+filepath.Join("agents", n.GetAgentId(), "data", n.GetNodeId())) {
 		// It was given one of its own in the agent's home, where no other node may have its path.
 		return e.WithHint("its data stays in %s of its host; a new node takes up a copy: sutra spawn --agent %s --profile %s --storage-path COPY",
 			path, n.GetAgentId(), n.GetProfile())

@@ -35,7 +35,7 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 	defer func() {
 		cancel()
 		if probe != nil {
-			<-probe
+			<-probe //nolint:errcheck // its context has ended: nobody asks any more
 		}
 		u.turnOver()
 	}()

@@ -696,7 +696,8 @@ func TestRotationOnAFullDisk(t *testing.T) {
 	write := func(what string, size int64) {
 		t.Helper()
 		var piece []byte
-		for ; int64(len(piece)) < size; piece = fmt.Appendf(piece, "%0*d\n", floodLine-1, (len(written)+len(piece))/floodLine) {
+		for int64(len(piece)) < size {
+			piece = fmt.Appendf(piece, "%0*d\n", floodLine-1, (len(written)+len(piece))/floodLine)
 		}
 		written = append(written, piece...)
 		if _, err := in.Write(piece); err != nil {

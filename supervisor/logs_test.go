@@ -604,7 +604,8 @@ func TestReadsMeetCuts(t *testing.T) {
 				for _, first := range begins {
 					for steps := 1; steps <= most; steps++ {
 						for point, further := 0, true; further; point++ {
-							for advance() != first {
+							for at := advance(); at != first; at = advance() {
+								continue // the begin that is wanted comes round
 							}
 							further = interrupted(point, steps, read)
 							combinations++

@@ -318,7 +318,7 @@ func TestCrashIsLoggedOnce(t *testing.T) {
 		t.Errorf("the node was %v\nand is %v", n, is)
 	}
 	log.expect(t, "node crashed", `"phase":"CRASH_LOOP"`)
-	m = reopen(t, m)
+	reopen(t, m)
 	log.expect(t, "node waits for its next start")
 	said := log.String()
 	crashes, starts := strings.Count(said, "node crashed"), strings.Count(said, "node started")

@@ -361,7 +361,7 @@ func (m *Manager) happened(ev supervisor.Event) {
 	switch ev.Kind {
 	case supervisor.ProcessReady:
 		e.health, e.trouble = sutrav1.NodeHealth_NODE_HEALTH_READY, ""
-	case supervisor.StopEscalated, supervisor.RecordLost:
+	case supervisor.StopEscalated, supervisor.KillFailed, supervisor.RecordLost:
 	default:
 		e.health = sutrav1.NodeHealth_NODE_HEALTH_NOT_READY
 	}
@@ -420,6 +420,8 @@ func (m *Manager) say(ev supervisor.Event, before supervisor.State) {
 		}
 	case supervisor.StopEscalated:
 		log.Warn().Msg("node didn't stop in its grace; killed")
+	case supervisor.KillFailed:
+		log.Error().Str("left", ev.State.Unkillable).Msg("what is left of a node outlives SIGKILL; it is waited for")
 	case supervisor.UnitEnded:
 		log.Info().Str("phase", phase).Stringer("exit", exitOf(ev.State)).Msg("node ended")
 	}
@@ -433,7 +435,7 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 		return nil, nil
 	}
 	if !e.started(ctx) {
-		return nil, stillRunning(id)
+		return nil, m.stillRunning(e)
 	}
 	if e.refused != nil {
 		if m.stray(id) {
@@ -459,7 +461,7 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 	select {
 	case <-e.unit.Done():
 	case <-ctx.Done():
-		return nil, stillRunning(id)
+		return nil, m.stillRunning(e)
 	}
 	if phase := e.unit.State().Phase; phase != supervisor.Stopped && phase != supervisor.Failed {
 		// It was let go before it took notice.
@@ -475,9 +477,16 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 	return m.view(e), nil
 }
 
-func stillRunning(id string) *rpc.Error {
-	return rpc.Errorf(rpc.StillRunning, "node %s hasn't ended yet", id).With("node_id", id).
-		WithHint("it is killed when its profile's stop_grace_secs is over: sutra node-status --node %s", id)
+func (m *Manager) stillRunning(e *entry) *rpc.Error {
+	m.mu.Lock()
+	left := e.state.Unkillable
+	m.mu.Unlock()
+	if left != "" {
+		return rpc.Errorf(rpc.StillRunning, "node %s hasn't ended: %s, outlives SIGKILL", e.id, left).With("node_id", e.id).
+			WithHint("look at the disk or device that it waits for; it is gone once that answers: sutra node-status --node %s", e.id)
+	}
+	return rpc.Errorf(rpc.StillRunning, "node %s hasn't ended yet", e.id).With("node_id", e.id).
+		WithHint("it is killed when its profile's stop_grace_secs is over: sutra node-status --node %s", e.id)
 }
 
 // Get returns what a node does now.
@@ -537,6 +546,7 @@ func (m *Manager) Close(stop bool) error {
 		case e.unit == nil:
 		case stop:
 			e.unit.Stop()
+			e.unit.Release() // what can't be killed isn't waited for
 		default:
 			e.unit.Release()
 		}
