@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -628,6 +629,94 @@ func TestRecordsSpoiltWhileAgentIsDead(t *testing.T) {
 	killNode(t, g, nodes[0])
 	g.AwaitNode(nodes[0].GetNodeId(), "to be restarted", func(n *sutrav1.Node) bool { return n.GetPhase() == running && n.GetPid() != nodes[0].GetPid() })
 	stoppedForGood(t, g, nodes)
+}
+
+// What runs, and is on nobody's record, is shown and can be stopped.
+func TestStray(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	master := g.StartMaster()
+	agent := g.StartAgent("agent-001", manyProfiles)
+	node := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "bare"})
+	id := node.GetNodeId()
+	home := filepath.Join(g.Home, "agents", "agent-001")
+	lose := func(all ...string) {
+		t.Helper()
+		agent.Kill()
+		for _, lost := range append(all, filepath.Join(home, "nodes.db"), filepath.Join(home, "wanted")) {
+			if err := os.RemoveAll(lost); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// While the master wants it, that has it taken up again.
+	lose()
+	agent = restarted(t, g, "agent-001", "wanted")
+	g.AwaitNode(id, "to be taken up", func(n *sutrav1.Node) bool {
+		return n.GetPhase() == running && n.GetPid() == node.GetPid() && n.GetPort() == node.GetPort()
+	})
+	// What it had stopped meanwhile is stopped.
+	lose()
+	if out := g.Run("stop", "--node", id); out.Code == 0 {
+		t.Errorf("stopped without its agent: %s", out.Stdout)
+	}
+	agent = restarted(t, g, "agent-001", "stopped")
+	harness.Await(t, "its end", func() error {
+		if p := g.NodeProcesses(); len(p) != 0 {
+			return fmt.Errorf("processes: %v", p)
+		}
+		return nil
+	})
+	// The master has lost all it knew, too.
+	node = g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "bare"})
+	id = node.GetNodeId()
+	master.Kill()
+	lose(filepath.Join(g.Home, "master"))
+	g.StartMaster()
+	agent = g.LaunchAgent("unknown", filepath.Join(g.Dir, "agent-001.toml"))
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	g.AwaitNode(id, "to be shown", func(n *sutrav1.Node) bool {
+		return n.GetPhase() == sutrav1.Phase_PHASE_UNKNOWN && strings.Contains(n.GetReason(), "runs unsupervised")
+	})
+	if err := logSays(agent, "sutra stop --node "+id); err != nil {
+		t.Error(err)
+	}
+	for _, said := range []string{"stopped", "nothing to stop"} {
+		if out := g.MustRun("stop", "--node", id); !strings.Contains(out, said) {
+			t.Errorf("the stop says %q, want %q", out, said)
+		}
+		if p := g.NodeProcesses(); len(p) != 0 {
+			t.Errorf("processes: %v", p)
+		}
+	}
+}
+
+// An agent that would take its nodes along when it is stopped leaves them alone when it is refused.
+func TestRefusedAgentTakesNoNodesAlong(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster("--degraded-after", "2s", "--offline-after", "3s")
+	first := g.StartAgent("agent-001", manyProfiles)
+	node := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "sleep"})
+	first.Kill()
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_OFFLINE) // else nobody else gets its id
+	file := filepath.Join(g.Dir, "agent-001.toml")
+	other := g.LaunchAgent("other", file, "--home", filepath.Join(g.Dir, "other"))
+	harness.Await(t, "the other one to have the id", func() error { return logSays(other, "registered with the master") })
+	refused := g.LaunchAgent("refused", file, "--stop-nodes")
+	harness.Await(t, "the refusal", func() error {
+		if refused.Running() {
+			return fmt.Errorf("it runs:\n%s", refused.Log())
+		}
+		return logSays(refused, "AGENT_ID_TAKEN")
+	})
+	if err := syscall.Kill(int(node.GetPid()), 0); err != nil {
+		t.Errorf("the node's process: %v", err)
+	}
+	other.Signal(syscall.SIGTERM)
+	other.Wait()
+	restarted(t, g, "agent-001", "again")
+	stopAll(t, g, []string{node.GetNodeId()})
 }
 
 // Two grids on one host have agents of one id and profiles of one name; neither touches the other's nodes.

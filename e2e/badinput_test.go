@@ -68,7 +68,7 @@ func TestRefusedSpawns(t *testing.T) {
 		{"port negative", []string{"-p", "-1"}, 2, "USAGE", []string{"--port -1", "1024-65535"}},
 		{"port 70000", []string{"-p", "70000"}, 2, "USAGE", []string{"--port 70000", "out of range", "1024-65535"}},
 		{"port privileged", []string{"-p", "80"}, 2, "USAGE", []string{"--port 80", "privileged", "1024-65535"}},
-		{"port of letters", []string{"--port", "NaN"}, 2, "USAGE", []string{`"NaN"`, "--port", "--help"}},
+		{"port of letters", []string{"--port", "NaN"}, 2, "USAGE", []string{`"NaN"`, "--port", "digits only"}},
 		{"port not given", []string{"--port"}, 2, "USAGE", []string{"--port", "--help"}},
 		{"port of another process", []string{"-p", takenPort}, 7, "PORT_IN_USE", []string{takenPort, "another process", "ss -ltnp"}},
 		{"memory 0", []string{"--memory", "0"}, 2, "USAGE", []string{"--memory 0", "at least 1 MiB"}},

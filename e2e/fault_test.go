@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -221,7 +223,21 @@ func TestFullDiskOfAnAgent(t *testing.T) {
 	}
 	// The next agent starts there, too, and looks after all of them.
 	agent.Kill()
-	restarted(t, g, "agent-001", "full")
+	agent = restarted(t, g, "agent-001", "full")
+	takenUp(t, g, append([]*sutrav1.Node{node}, others...))
+	// So does one whose records are damaged as well.
+	agent.Kill()
+	records, err := os.OpenFile(filepath.Join(home, "nodes.db"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = records.Write(bytes.Repeat([]byte("damage"), 2000)) // over what is there: that takes no space
+	if err := errors.Join(err, records.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := logSays(restarted(t, g, "agent-001", "full and damaged"), "removed: the disk is full"); err != nil {
+		t.Error(err)
+	}
 	takenUp(t, g, append([]*sutrav1.Node{node}, others...))
 	killNode(t, g, others[0])
 	g.AwaitNode(others[0].GetNodeId(), "to be restarted", func(n *sutrav1.Node) bool { return n.GetPhase() == running && n.GetRestartCount() == 1 })

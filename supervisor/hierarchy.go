@@ -61,9 +61,12 @@ func openCgroups(mounts, own []byte, name string) (c Cgroups, lacking []string) 
 		_ = give("cpuacct", &c.cpuacct) // without it, what is used is added up from /proc
 	}
 
-	const helps = "; run the agent as root"
+	helps, orDelegate := "; run the agent as root", ", or as a systemd service with Delegate=yes"
+	if os.Geteuid() == 0 {
+		helps, orDelegate = "; root could, where the kernel has that controller and /sys/fs/cgroup is mounted to be written to", ""
+	}
 	if !group(c).exists() {
-		lacking = append(lacking, fmt.Sprintf("processes that leave their session may escape a stop: %v%s, or as a systemd service with Delegate=yes", noGroup, helps))
+		lacking = append(lacking, fmt.Sprintf("processes that leave their session may escape a stop: %v%s%s", noGroup, helps, orDelegate))
 	}
 	switch {
 	case c.memory == "" && c.cpu == "":

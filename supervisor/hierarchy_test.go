@@ -212,7 +212,7 @@ func TestControllersAreHandedDown(t *testing.T) {
 			case test.lacking == "" && len(lacking) > 0, test.lacking != "" && len(lacking) != 1:
 				t.Errorf("lacking %q, want %q", lacking, test.lacking)
 			case test.lacking != "":
-				for _, part := range []string{"memory limits", "aren't enforced", test.lacking, "as root"} {
+				for _, part := range []string{"memory limits", "aren't enforced", test.lacking, "root"} {
 					if !strings.Contains(lacking[0], part) {
 						t.Errorf("lacking %q, want %q in it", lacking[0], part)
 					}

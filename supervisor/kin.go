@@ -169,6 +169,12 @@ func outputs(pid int) (paths []string) {
 	return paths
 }
 
+// Lives tells whether processes of a unit run, whoever looks after them: in its control group, with its mark or with its log.
+func Lives(c Cgroups, id, mark, log string) bool {
+	k := newKin(c.of(id), &Spec{Mark: mark, LogPath: log})
+	return k.left() || k.group.exists() && newKin(group{}, &Spec{Mark: mark, LogPath: log}).left()
+}
+
 // Living returns the ids of the units whose processes run, whoever looks after them: those with somebody in their control
 // group, and those that a mark with the given beginning tells, or a log in the given folder.
 func Living(c Cgroups, markPrefix, logs string) []string {

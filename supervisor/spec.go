@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -12,7 +11,7 @@ import (
 
 // Spec is how one process is run, again and again.
 type Spec struct {
-	// ID names the unit in events.
+	// ID names the unit, in events and as the name of its control group: it is a plain file name.
 	ID string
 	// Path of the binary, absolute.
 	Path string
@@ -51,8 +50,8 @@ func (s *Spec) validate() error {
 			return fmt.Errorf("spec of %s: %s %q isn't absolute", s.ID, name, path)
 		}
 	}
-	if s.ID == "" {
-		return errors.New("spec without an ID")
+	if s.ID != filepath.Base(s.ID) || s.ID == "." || s.ID == ".." { // it names files and control groups
+		return fmt.Errorf("spec of %q: its ID isn't a plain name", s.ID)
 	}
 	if s.StopGrace < 0 {
 		return fmt.Errorf("spec of %s: StopGrace %v is negative", s.ID, s.StopGrace)

@@ -172,6 +172,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	// What talks outlives what works: while nodes stop, the master can ask for them and hears the last of them.
 	talking, stopTalking := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopTalking()
+	asked := ctx // ends when the agent is told to stop, and not when it fails
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return rpc.Serve(talking, server, a.calls) })
 	if a.http != nil {
@@ -193,12 +194,13 @@ func (a *Agent) Run(ctx context.Context) error {
 		defer stopTalking()
 		err := a.nodes.Run(ctx) // until ctx ends
 		a.notify(daemon.SdNotifyStopping)
-		if running := len(a.nodes.List()); running > 0 && a.cfg.StopNodes {
+		stop := a.cfg.StopNodes && asked.Err() != nil // one that is refused takes nothing along: it may be a stranger to what runs
+		if running := len(a.nodes.List()); running > 0 && stop {
 			log.Info().Int("nodes", running).Msg("stopping nodes")
 		} else if running > 0 {
 			log.Info().Int("nodes", running).Msg("nodes run on; the next start takes them up")
 		}
-		return errors.Join(err, a.nodes.Close(a.cfg.StopNodes))
+		return errors.Join(err, a.nodes.Close(stop))
 	})
 	err := group.Wait()
 	log.Info().Msg("agent stopped")

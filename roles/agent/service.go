@@ -20,10 +20,7 @@ type service struct {
 }
 
 func (s *service) SpawnNode(ctx context.Context, req *sutrav1.GridAgentSpawnNodeRequest) (*sutrav1.GridAgentSpawnNodeResponse, error) {
-	if err := config.ValidID("", req.GetNode().GetNodeId()); err != nil {
-		return nil, rpc.Invalid(rpc.Violation{Field: "node.node_id", Description: err.Error()})
-	}
-	if err := s.meant(req.GetNode().GetAgentId()); err != nil {
+	if err := s.asked("node.node_id", req.GetNode()); err != nil {
 		return nil, err
 	}
 	node, err := s.nodes.Spawn(ctx, req.GetNode())
@@ -31,6 +28,19 @@ func (s *service) SpawnNode(ctx context.Context, req *sutrav1.GridAgentSpawnNode
 		return nil, err
 	}
 	return &sutrav1.GridAgentSpawnNodeResponse{Node: node}, nil
+}
+
+// asked refuses a call on a node whose id can't be one, for it becomes the name of files and control groups, and one that is
+// for another agent.
+func (s *service) asked(field string, req interface {
+	GetNodeId() string
+	GetAgentId() string
+},
+) error {
+	if err := config.ValidID("", req.GetNodeId()); err != nil {
+		return rpc.Invalid(rpc.Violation{Field: field, Description: err.Error()})
+	}
+	return s.meant(req.GetAgentId())
 }
 
 // meant refuses a call that is for another agent: this one has come to its address.
@@ -43,7 +53,7 @@ func (s *service) meant(agentID string) error {
 }
 
 func (s *service) StopNode(ctx context.Context, req *sutrav1.GridAgentStopNodeRequest) (*sutrav1.GridAgentStopNodeResponse, error) {
-	if err := s.meant(req.GetAgentId()); err != nil {
+	if err := s.asked("node_id", req); err != nil {
 		return nil, err
 	}
 	node, err := s.nodes.Stop(ctx, req.GetNodeId())
@@ -54,7 +64,7 @@ func (s *service) StopNode(ctx context.Context, req *sutrav1.GridAgentStopNodeRe
 }
 
 func (s *service) RestartNode(ctx context.Context, req *sutrav1.GridAgentRestartNodeRequest) (*sutrav1.GridAgentRestartNodeResponse, error) {
-	if err := s.meant(req.GetAgentId()); err != nil {
+	if err := s.asked("node_id", req); err != nil {
 		return nil, err
 	}
 	node, err := s.nodes.Restart(ctx, req.GetNodeId(), req.GetRestartCount())
@@ -65,7 +75,7 @@ func (s *service) RestartNode(ctx context.Context, req *sutrav1.GridAgentRestart
 }
 
 func (s *service) GetNodeStatus(_ context.Context, req *sutrav1.GridAgentGetNodeStatusRequest) (*sutrav1.GridAgentGetNodeStatusResponse, error) {
-	if err := s.meant(req.GetAgentId()); err != nil {
+	if err := s.asked("node_id", req); err != nil {
 		return nil, err
 	}
 	node, ok := s.nodes.Get(req.GetNodeId())
@@ -77,10 +87,7 @@ func (s *service) GetNodeStatus(_ context.Context, req *sutrav1.GridAgentGetNode
 
 // TailLogs streams a node's log, also of a node that has ended.
 func (s *service) TailLogs(req *sutrav1.GridAgentTailLogsRequest, stream grpc.ServerStreamingServer[sutrav1.GridAgentTailLogsResponse]) error {
-	if err := config.ValidID("", req.GetNodeId()); err != nil { // it becomes a file's name
-		return rpc.Invalid(rpc.Violation{Field: "node_id", Description: err.Error()})
-	}
-	if err := s.meant(req.GetAgentId()); err != nil {
+	if err := s.asked("node_id", req); err != nil {
 		return err
 	}
 	return s.nodes.TailLogs(stream.Context(), req.GetNodeId(), req.GetRange(), func(c *sutrav1.LogChunk) error {

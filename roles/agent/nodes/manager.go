@@ -68,8 +68,6 @@ type Manager struct {
 	erasing map[string]chan struct{}
 	// owed are entries whose records couldn't be removed. That is tried again: on record, they would come back.
 	owed []*entry
-	// strays are the ids of nodes that run and couldn't be taken up.
-	strays map[string]bool
 
 	erasures sync.WaitGroup
 }
@@ -95,6 +93,7 @@ type entry struct {
 	erased   bool   // nothing is to be on disk any more
 	unit     *supervisor.Unit
 	refused  *rpc.Error
+	stray    *sutrav1.ProcessRecord // as strayed says; else nil
 	state    supervisor.State
 	enforced sutrav1.Enforcement // of the memory limit, by the last process that there was
 	health   sutrav1.NodeHealth
@@ -122,7 +121,7 @@ func newEntry(spec *sutrav1.Node) *entry {
 func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg: cfg, wanted: wanted(filepath.Join(cfg.Dir, "wanted")), dirty: make(chan struct{}, 1), entries: map[string]*entry{},
-		gone: map[string]uint64{}, erasing: map[string]chan struct{}{}, strays: map[string]bool{},
+		gone: map[string]uint64{}, erasing: map[string]chan struct{}{},
 	}
 	var err error
 	if m.units, err = supervisor.New((*journal)(m), m.happened); err != nil {
@@ -186,27 +185,31 @@ func (m *Manager) admit(ctx context.Context, want *sutrav1.Node) (e *entry, isNe
 		m.mu.Lock()
 	}
 	defer m.mu.Unlock()
-	if e = m.entries[id]; e != nil {
-		return e, false, nil
+	stray := m.entries[id]
+	if stray != nil && stray.stray == nil {
+		return stray, false, nil
 	}
 	if m.closing {
 		return nil, false, rpc.Errorf(rpc.ShuttingDown, "agent %s is shutting down", m.cfg.Agent.GetAgentId())
 	}
-	if misfit := rpc.Fit(m.cfg.Agent, m.live(), spec); misfit != nil {
+	if misfit := rpc.Fit(m.cfg.Agent, m.live(id), spec); misfit != nil {
 		return nil, false, misfit
 	}
 	spec.Desired = sutrav1.Desired_DESIRED_RUNNING
 	e = newEntry(spec)
+	if stray != nil { // it is taken up, unless it has ended
+		e.stray = stray.stray
+	}
 	m.entries[id] = e
 	m.touch(e)
 	return e, true, nil
 }
 
-// live returns the nodes that hold a slot. Needs mu.
-func (m *Manager) live() []*sutrav1.Node {
+// live returns the nodes that hold a slot, but for one. Needs mu.
+func (m *Manager) live(but string) []*sutrav1.Node {
 	nodes := make([]*sutrav1.Node, 0, len(m.entries))
-	for _, e := range m.entries {
-		if e.state.Phase != supervisor.Failed && !e.state.Completed {
+	for id, e := range m.entries {
+		if id != but && e.state.Phase != supervisor.Failed && !e.state.Completed {
 			nodes = append(nodes, e.spec)
 		}
 	}
@@ -216,6 +219,14 @@ func (m *Manager) live() []*sutrav1.Node {
 // launch brings an admitted entry to its first process, or takes it back.
 func (m *Manager) launch(e *entry) {
 	unit, err := m.start(e)
+	if err != nil && e.stray != nil { // it runs on
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.strayed(e, e.stray, rpc.AsError(err))
+		m.touch(e)
+		close(e.launched)
+		return
+	}
 	if err != nil {
 		m.erase(e)
 	}
@@ -225,7 +236,7 @@ func (m *Manager) launch(e *entry) {
 		e.refused = rpc.AsError(err)
 		m.forget(e)
 	} else {
-		e.unit = unit
+		e.unit, e.stray = unit, nil
 	}
 	close(e.launched)
 }
@@ -247,7 +258,7 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 			m.undo(e)
 		}
 	}()
-	if m.stray(e.id) {
+	if m.astray(e) {
 		return m.retake(e, profile, binary)
 	}
 	if err := m.takePort(e); err != nil {
@@ -430,7 +441,10 @@ func (m *Manager) say(ev supervisor.Event, before supervisor.State) {
 // Stop ends a node, forgets it and returns its last state; nil where there is no
 // such node. An error means that ctx ended first: the stop goes on.
 func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
-	e := m.entryOf(id)
+	m.stopStrays(id)
+	m.mu.Lock()
+	e := m.entries[id]
+	m.mu.Unlock()
 	if e == nil {
 		return nil, nil
 	}
@@ -438,7 +452,7 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 		return nil, m.stillRunning(e)
 	}
 	if e.refused != nil {
-		if m.stray(id) {
+		if e.stray != nil {
 			return nil, e.refused
 		}
 		return nil, nil
@@ -454,7 +468,12 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 	noted := make(chan error, 1)
 	go func() { noted <- m.persist(e) }()
 	e.unit.Stop()
-	unnoted := <-noted
+	var unnoted error
+	select {
+	case unnoted = <-noted:
+	case <-ctx.Done():
+		return nil, m.stillRunning(e)
+	}
 	if unnoted != nil {
 		m.cfg.Log.Warn().Err(unnoted).Str("node_id", id).Msg("stop not written down; it is done all the same")
 	}
@@ -533,6 +552,9 @@ func (m *Manager) Changes(since uint64) (changed []*sutrav1.Node, gone []string,
 // Close ends the supervision, and the nodes as well where stop is set; else they run on, and the next agent of this
 // home takes them up. It waits until that is done. No node is admitted any more.
 func (m *Manager) Close(stop bool) error {
+	if stop {
+		m.stopStrays("")
+	}
 	m.mu.Lock()
 	m.closing = true
 	entries := make([]*entry, 0, len(m.entries))

@@ -45,7 +45,7 @@ func (m *Manager) reserve(e *entry, from int) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	held := map[uint32]bool{}
-	for _, n := range m.live() {
+	for _, n := range m.live("") {
 		if n != e.spec {
 			held[n.GetPort()] = true
 		}

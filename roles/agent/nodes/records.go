@@ -42,6 +42,13 @@ func openRecords(path string) (r records, all []*sutrav1.ProcessRecord, aside st
 		return records{}, nil, "", err
 	}
 	r, again := writeRecords(path, all)
+	if errors.Is(again, unix.ENOSPC) && aside != "" {
+		// It takes the place that its successor needs. To look after the nodes comes before to find out what happened.
+		if os.Remove(aside) == nil {
+			aside += " (removed: the disk is full)"
+		}
+		r, again = writeRecords(path, all)
+	}
 	if errors.Is(again, unix.ENOSPC) && aside == "" {
 		// There is no room for a new one: the agent goes on with the old one, so that somebody looks after the nodes.
 		_ = os.Remove(path + ".new")

@@ -1,6 +1,8 @@
 package nodes
 
 import (
+	"errors"
+	"io/fs"
 	"path/filepath"
 
 	"google.golang.org/protobuf/proto"
@@ -18,8 +20,8 @@ func (m *Manager) restore(kept []*sutrav1.ProcessRecord) {
 	}
 }
 
-// takeUp makes an entry of a record, or returns the one that is there. Where its process can't be taken up now, it is a
-// stray.
+// takeUp makes an entry of a record, in the place of a stray's. Where what runs can't be taken up now it is one of a stray.
+// It returns the entry that has the id then; nil where the manager is closing.
 func (m *Manager) takeUp(rec *sutrav1.ProcessRecord) *entry {
 	id := rec.GetNode().GetNodeId()
 	e := newEntry(proto.CloneOf(rec.GetNode()))
@@ -27,7 +29,8 @@ func (m *Manager) takeUp(rec *sutrav1.ProcessRecord) *entry {
 	e.files = files{storage: rec.GetNode().GetStoragePath(), log: m.logPath(id), logged: true}
 	e.spec.Completed, e.spec.Phase = false, 0 // that is the unit's to say
 	m.mu.Lock()
-	if other := m.entries[id]; other != nil {
+	other := m.entries[id]
+	if m.closing || other != nil && other.stray == nil {
 		m.mu.Unlock()
 		return other
 	}
@@ -38,17 +41,22 @@ func (m *Manager) takeUp(rec *sutrav1.ProcessRecord) *entry {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
-		m.cfg.Log.Error().Err(err).Str("node_id", id).Msg("node not taken up; that is tried again when it is wanted, stopped, or at the agent's next start")
-		m.strays[id] = true
-		e.refused = rpc.AsError(err)
-		m.forget(e)
+		if other == nil || other.refused.Message != err.Error() {
+			m.cfg.Log.Error().Err(err).Str("node_id", id).Msg("node not taken up; trying on")
+		}
+		m.strayed(e, rec, rpc.AsError(err))
 	} else {
-		delete(m.strays, id)
 		e.unit, e.state = unit, unit.State()
-		m.touch(e)
 	}
+	m.touch(e)
 	close(e.launched)
 	return e
+}
+
+// strayed makes an entry that of a stray: a node whose processes run, and that can't be supervised until it is taken up by
+// rec, or by what is wanted of it. Needs mu.
+func (m *Manager) strayed(e *entry, rec *sutrav1.ProcessRecord, why *rpc.Error) {
+	e.stray, e.refused = rec, why
 }
 
 func (m *Manager) adopt(e *entry) (*supervisor.Unit, error) {
@@ -69,19 +77,11 @@ func (m *Manager) adopt(e *entry) (*supervisor.Unit, error) {
 	return m.units.Adopt(spec, e.record, e.stopping())
 }
 
-// stray tells whether processes of a node run that isn't known here: its record was lost, and the copy of that, too.
-func (m *Manager) stray(id string) bool {
-	m.mu.Lock()
-	stray := m.strays[id]
-	m.mu.Unlock()
-	return stray || m.cfg.Cgroups.Populated(id)
-}
-
 // retake takes up a stray that is wanted again.
 func (m *Manager) retake(e *entry, p profile, binary string) (*supervisor.Unit, error) {
 	if e.spec.GetPort() == 0 {
 		return nil, rpc.Errorf(rpc.NodeStillLive, "node %s runs already, without a record of its port", e.id).With("node_id", e.id).
-			WithHint("stop it first: sutra stop --node %s --agent %s", e.id, m.cfg.Agent.GetAgentId())
+			WithHint("stop it first: sutra stop --node %s", e.id)
 	}
 	spec, err := m.spec(e, p, binary)
 	if err != nil {
@@ -90,17 +90,85 @@ func (m *Manager) retake(e *entry, p profile, binary string) (*supervisor.Unit, 
 	return m.units.Adopt(spec, supervisor.Record{EverReady: true}, false)
 }
 
-// entryOf returns what is known of a node, nil where nothing is. A stray that is to be stopped is taken up for that.
-func (m *Manager) entryOf(id string) *entry {
+// addStray makes the entry of a stray that nothing is known of but its id.
+func (m *Manager) addStray(id string, why *rpc.Error) {
+	node := m.nameless(id)
+	e := newEntry(node)
+	m.logs.Watch(id) // it writes to it
 	m.mu.Lock()
-	e, closing := m.entries[id], m.closing
-	m.mu.Unlock()
-	if e != nil || closing || !m.stray(id) {
-		return e
+	defer m.mu.Unlock()
+	if m.entries[id] == nil {
+		m.entries[id] = e
+		m.strayed(e, &sutrav1.ProcessRecord{EverReady: true, Node: node}, why)
+		m.touch(e)
+		close(e.launched)
 	}
-	return m.takeUp(&sutrav1.ProcessRecord{EverReady: true, Node: &sutrav1.Node{
-		NodeId: id, AgentId: m.cfg.Agent.GetAgentId(), StoragePath: filepath.Join(m.cfg.Dir, "data", id), Desired: sutrav1.Desired_DESIRED_STOPPED,
-	}})
+}
+
+// lives tells whether processes of a node run, whatever is known of it.
+func (m *Manager) lives(id string) bool {
+	return supervisor.Lives(m.cfg.Cgroups, id, m.mark(id), m.logPath(id))
+}
+
+// astray tells whether a node that is to be started runs already.
+func (m *Manager) astray(e *entry) bool {
+	known := e.stray != nil
+	if known && m.lives(e.id) {
+		return true
+	}
+	var rec *sutrav1.ProcessRecord
+	if !known && m.cfg.Cgroups.Populated(e.id) { // cheap enough to be asked each time
+		rec = &sutrav1.ProcessRecord{EverReady: true, Node: m.nameless(e.id)}
+	}
+	m.mu.Lock()
+	e.stray = rec
+	m.mu.Unlock()
+	return rec != nil
+}
+
+// strays are the entries of strays, or of that one with an id.
+func (m *Manager) strays(id string) []*entry {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var found []*entry
+	for _, e := range m.entries {
+		if e.stray != nil && (id == "" || e.id == id) {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// lookAfterStrays takes up those strays that are on record, and forgets those that have ended of the others.
+func (m *Manager) lookAfterStrays() {
+	for _, e := range m.strays("") {
+		switch {
+		case e.stray.GetNode().GetProfile() != "":
+			m.takeUp(e.stray)
+		case !m.lives(e.id):
+			m.cfg.Log.Info().Str("node_id", e.id).Msg("what ran without a record has ended")
+			m.drop(e)
+		}
+	}
+}
+
+// stopStrays takes up strays to be stopped: all, or that one with an id. For that no more of it is needed than its id.
+func (m *Manager) stopStrays(id string) {
+	for _, e := range m.strays(id) {
+		for _, node := range []*sutrav1.Node{proto.CloneOf(e.stray.GetNode()), m.nameless(e.id)} {
+			node.Desired = sutrav1.Desired_DESIRED_STOPPED
+			if now := m.takeUp(&sutrav1.ProcessRecord{EverReady: true, Node: node}); now == nil || now.stray == nil {
+				break
+			}
+		}
+	}
+}
+
+// nameless is a node that nothing is known of but its id.
+func (m *Manager) nameless(id string) *sutrav1.Node {
+	return &sutrav1.Node{
+		NodeId: id, AgentId: m.cfg.Agent.GetAgentId(), StoragePath: filepath.Join(m.cfg.Dir, "data", id), Desired: sutrav1.Desired_DESIRED_RUNNING,
+	}
 }
 
 // unrecorded makes up records of the nodes that run and aren't on record, by the copies of what was wanted of them: the
@@ -108,19 +176,24 @@ func (m *Manager) entryOf(id string) *entry {
 func (m *Manager) unrecorded(kept []*sutrav1.ProcessRecord) []*sutrav1.ProcessRecord {
 	known := map[string]bool{}
 	for _, rec := range kept {
-		known[rec.GetNode().GetNodeId()] = true
+		id := rec.GetNode().GetNodeId()
+		known[id] = true
+		if err := m.wanted.complete(rec.GetNode()); err != nil {
+			m.cfg.Log.Warn().Err(err).Str("node_id", id).Msg("no copy of what is wanted of a node")
+		}
 	}
 	var found []*sutrav1.ProcessRecord
 	for _, id := range supervisor.Living(m.cfg.Cgroups, m.mark(""), filepath.Dir(m.logPath(""))) {
-		if known[id] {
+		if known[id] || config.ValidID("", id) != nil { // the latter is a process's own make-up
 			continue
 		}
 		node, err := m.wanted.read(id)
 		if err != nil {
-			m.strays[id] = true
 			m.cfg.Log.Error().Err(err).Str("node_id", id).
-				Str("hint", "it is taken up when it is wanted again; to end it: sutra stop --node "+id+" --agent "+m.cfg.Agent.GetAgentId()).
+				Str("hint", "it is taken up when it is wanted again; to end it: sutra stop --node "+id).
 				Msg("a node runs that isn't on record, and what was wanted of it is lost")
+			m.addStray(id, rpc.Errorf(rpc.NodeStillLive, "node %s runs without a record of what was wanted of it: %v", id, err))
+			known[id] = !errors.Is(err, fs.ErrNotExist) // a copy that can't be read now may be read later
 			continue
 		}
 		known[id] = true

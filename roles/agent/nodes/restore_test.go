@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -467,8 +468,8 @@ func TestStrays(t *testing.T) {
 						}
 					}
 					m = open(t, m.cfg)
-					if _, known := m.Get("node-1"); known {
-						t.Fatal("it is known: this test shows nothing")
+					if n, _ := m.Get("node-1"); n.GetPhase() != sutrav1.Phase_PHASE_UNKNOWN || !strings.Contains(n.GetReason(), "runs unsupervised") {
+						t.Fatalf("it is known as %v: this test shows nothing", n)
 					}
 				}
 				lose()
@@ -492,6 +493,70 @@ func TestStrays(t *testing.T) {
 	})
 }
 
+// What is no node's id ends nobody: as the name of a control group it would be that of all nodes, or of a stranger's.
+func TestStopOfWhatIsNoID(t *testing.T) {
+	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {
+		m := newManager(t, cgroups)
+		was := mustSpawn(t, m, want("node-1"))
+		for _, id := range []string{".", "", "..", "../" + filepath.Base(m.cfg.Dir), "node-1/.", "./node-1", "node-1/../node-1"} {
+			if n, err := m.Stop(t.Context(), id); n != nil {
+				t.Errorf("stop of %q: %v, %v", id, n, err)
+			}
+		}
+		if is, _ := m.Get("node-1"); is.GetPid() != was.GetPid() || is.GetPhase() != sutrav1.Phase_PHASE_RUNNING {
+			t.Errorf("the node is %v", is)
+		}
+	})
+}
+
+// The log of a stray is looked after like any other: it writes to it.
+func TestLogOfAStray(t *testing.T) {
+	m := newManager(t, func(c *Config) {
+		c.NodeLogBudget, c.LogBudget = 1<<20, 2<<20
+		p := c.Profiles["default"]
+		p.StorageBinary, p.Args = "/bin/sh", []string{"-c", "exec env -i sh -c 'until [ -e flood ]; do sleep .01; done; seq 1 400000; exec sleep 100000'"}
+		c.Profiles["flood"] = p
+	})
+	n := mustSpawn(t, m, want("node-1", as("flood"), on(freePort(t))))
+	if err := m.Close(false); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"nodes.db", "wanted/node-1"} {
+		if err := os.Remove(filepath.Join(m.cfg.Dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m = open(t, m.cfg)
+	run(t, m)
+	if _, err := m.Spawn(t.Context(), want("node-1", as("flood"))); rpc.ReasonOf(err) != rpc.NodeStillLive { // refused, for want of a port
+		t.Fatalf("spawn: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(n.GetStoragePath(), "flood"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the log to be brought within its budget", func() error {
+		data, err := os.ReadFile(m.logPath("node-1"))
+		var st syscall.Stat_t
+		if err = errors.Join(err, syscall.Stat(m.logPath("node-1"), &st)); err != nil {
+			return err
+		}
+		if !bytes.HasSuffix(data, []byte("\n400000\n")) || st.Blocks*512 > 1<<20 {
+			return fmt.Errorf("it takes %d bytes", st.Blocks*512)
+		}
+		return nil
+	})
+	if stdout, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/1", n.GetPid())); stdout != m.logPath("node-1") {
+		t.Errorf("it writes to %s (%v)", stdout, err)
+	}
+	if err := m.Close(true); err != nil {
+		t.Fatal(err)
+	}
+	if command := zeroSeparated(int(n.GetPid()), "cmdline"); len(command) > 0 {
+		t.Errorf("it outlived an agent that ends its nodes: %q", command)
+	}
+	m = open(t, m.cfg) // for the test's end to close
+}
+
 // A node that can't be taken up is neither started a second time nor called stopped while it runs.
 func TestNodeThatCannotBeTakenUp(t *testing.T) {
 	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {
@@ -513,7 +578,7 @@ func TestNodeThatCannotBeTakenUp(t *testing.T) {
 			m = open(t, m.cfg)
 		}
 		spoil()
-		if n, known := m.Get("node-1"); known {
+		if n, _ := m.Get("node-1"); n.GetPhase() != sutrav1.Phase_PHASE_UNKNOWN {
 			t.Fatalf("it is known as %v: this test shows nothing", n)
 		}
 		if is := mustSpawn(t, m, wish); is.GetPid() != was.GetPid() {

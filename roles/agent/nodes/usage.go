@@ -25,6 +25,7 @@ func (m *Manager) measureUsage(ctx context.Context) {
 	for pause(ctx, m.cfg.CheckEvery); ctx.Err() == nil; pause(ctx, m.cfg.CheckEvery) {
 		m.measure()
 		m.settle()
+		m.lookAfterStrays()
 	}
 }
 

@@ -16,6 +16,9 @@ func (m *Manager) view(e *entry) *sutrav1.Node {
 	n := proto.CloneOf(e.spec)
 	s := e.state
 	n.Phase = phaseOf(s.Phase)
+	if e.stray != nil && e.unit == nil {
+		n.Phase = sutrav1.Phase_PHASE_UNKNOWN
+	}
 	if e.stopping() && !n.Ended() {
 		n.Phase = sutrav1.Phase_PHASE_STOPPING
 	}
@@ -60,6 +63,8 @@ func (e *entry) stopping() bool {
 func (e *entry) reason() string {
 	s := e.state
 	switch {
+	case e.stray != nil && e.unit == nil && e.refused != nil:
+		return "runs unsupervised: " + e.refused.Message
 	case s.Unkillable != "":
 		return "hasn't ended: " + s.Unkillable + ", outlives SIGKILL; it is waited for, and holds port and files meanwhile"
 	case s.Completed && s.LastExit.Cause != "":

@@ -33,6 +33,14 @@ func (w wanted) keep(node *sutrav1.Node) error {
 	return nil
 }
 
+// complete writes a copy where there is none.
+func (w wanted) complete(node *sutrav1.Node) error {
+	if _, err := os.Lstat(w.path(node.GetNodeId())); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return w.keep(node)
+}
+
 func (w wanted) read(id string) (*sutrav1.Node, error) {
 	data, err := os.ReadFile(w.path(id))
 	if err != nil {

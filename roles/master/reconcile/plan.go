@@ -78,6 +78,8 @@ func decide(s registry.NodeState) (Kind, string) {
 		return Stop, "it is to be stopped and still there"
 	case wanted.GetDesired() == sutrav1.Desired_DESIRED_STOPPED:
 		return Bury, "it was to be stopped, and its agent doesn't run it"
+	case phase == sutrav1.Phase_PHASE_UNKNOWN && runs && !s.Displaced:
+		return Spawn, "it is wanted, and runs unsupervised"
 	case completed:
 		return Bury, "it has run to its end, and its agent doesn't start it again"
 	case !runs && s.Displaced:
