@@ -43,6 +43,7 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 	stop, release := u.stop, u.release
 	var graceEnds time.Time // the zero time: what the leader leaves behind is killed at once
 	var escalate, hopeless <-chan time.Time
+	inVain := false // it was killed, and lives
 	sendOff := func(grace time.Duration) {
 		if !graceEnds.IsZero() {
 			return // it was told to go, and has what is left of its grace
@@ -114,6 +115,9 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 			}
 		case <-stop:
 			stop, release = nil, nil
+			if inVain {
+				release = u.release
+			}
 			u.set(func(s *State) { s.Phase, s.Ending = Stopping, "" })
 			sendOff(u.spec.StopGrace)
 		case <-escalate:
@@ -122,7 +126,7 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 			u.emit(StopEscalated)
 			hopeless = time.After(u.s.patience)
 		case <-hopeless:
-			release = u.release
+			inVain, release = true, u.release
 			u.unkillable(p)
 		case <-release:
 			if stop != nil && closed(u.stop) {

@@ -154,6 +154,31 @@ func TestStopOfWhatCannotBeKilled(t *testing.T) {
 	}
 }
 
+// What the supervisor itself couldn't end doesn't hold up a stop that comes later, nor the release after that.
+func TestStopOfWhatWasKilledInVain(t *testing.T) {
+	inAndOutOfGroups(t, func(t *testing.T) {
+		spec, _ := fixtureSpec(t, "serve")
+		spec.StopGrace = time.Millisecond
+		w := watchFrom(t, spec, &memory{}, impatient(func(s *Supervisor) (*Unit, error) { return s.Start(spec) }))
+		pid := w.until(ProcessReady).State.PID
+		record := w.recorded()
+		thaw := hold(t, pid)
+		w.Unwell(pid, "it hangs")
+		w.until(KillFailed)
+		w.Stop()
+		await(t, "the stop", func() bool { return w.State().Phase == Stopping })
+		w.Release()
+		w.awaitDone()
+		if s := w.State(); !blames(s, pid) || gone(pid) {
+			t.Errorf("let go as %+v, with the process gone: %v", s, gone(pid))
+		}
+		again := watchFrom(t, spec, &memory{}, impatient(func(s *Supervisor) (*Unit, error) { return s.Adopt(spec, record, true) }))
+		again.until(KillFailed)
+		thaw()
+		again.end()
+	})
+}
+
 // A stop that comes with the release is done; the release is for what can't be.
 func TestReleaseAfterAStopIsForWhatCannotBeKilled(t *testing.T) {
 	for range 20 {
