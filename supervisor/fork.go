@@ -44,6 +44,9 @@ func start(s *Spec, bootID string) (*process, error) {
 		Dir: s.Dir, Env: s.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd()}, Sys: attr,
 	}, s.Limits)
 	if err != nil {
+		if pidfd >= 0 { // there was a process, and it was ended
+			_ = unix.Close(pidfd)
+		}
 		_ = group.remove() // it was made for this process alone
 		// The fork's error doesn't say whether it is the directory or the binary that is missing.
 		if _, dirErr := os.Stat(s.Dir); dirErr != nil {
