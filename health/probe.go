@@ -16,7 +16,8 @@ import (
 )
 
 // Probe is a readiness check. Checks may run at the same time, and one that has
-// returned has left nothing open. The caller's context bounds each.
+// returned has left nothing open. The caller's context bounds each. Who asks the same node again has the same Probe do that:
+// it knows of what it couldn't end.
 type Probe interface {
 	// Check returns nil where the node is ready, and else why it isn't, in one line.
 	Check(ctx context.Context) error
@@ -30,7 +31,9 @@ type Probe interface {
 //   - "grpc": grpc.health.v1 Check of the whole server answers SERVING, without TLS.
 //   - "exec": arg, run by /bin/sh -c in the folder dir with env as its whole environment, exits 0. It is
 //     killed with its process group when the context ends, and when this process
-//     is killed, and what it left in its group is killed when it exits.
+//     is killed, and what it left in its group is killed when it exits. One
+//     that can't be killed is left behind a second later, and while it lives
+//     all further checks fail without running another.
 //   - "none": always ready.
 //
 // addr is the node's host:port; "exec" and "none" don't look at it. An unknown
@@ -59,7 +62,7 @@ func NewProbe(kind, arg, addr, dir string, env []string) (Probe, error) {
 		if strings.TrimSpace(arg) == "" {
 			return nil, errors.New("exec probe: no command: name the one to run, as in exec:CMD")
 		}
-		return execProbe{command: arg, dir: dir, env: env}, nil
+		return &execProbe{command: arg, dir: dir, env: env}, nil
 	case "none":
 		return noProbe{}, nil
 	default:

@@ -31,7 +31,7 @@ const patientProber = "SUTRA_TEST_PATIENT_PROBER"
 
 func TestMain(m *testing.M) {
 	if command := os.Getenv(patientProber); command != "" {
-		fmt.Fprintln(os.Stderr, execProbe{command: command, env: os.Environ()}.Check(context.Background()))
+		fmt.Fprintln(os.Stderr, (&execProbe{command: command, env: os.Environ()}).Check(context.Background()))
 		os.Exit(1)
 	}
 	if os.Getenv(hangingServer) != "" {
@@ -291,6 +291,72 @@ func TestExecProbeEndsWithItsCaller(t *testing.T) {
 	}
 	_ = cmd.Wait() // it was killed
 	await(t, "the end of all of it", func() bool { return errors.Is(syscall.Kill(-shell, 0), syscall.ESRCH) || gone(shell) && gone(child) })
+}
+
+// What outlives SIGKILL, as a process does that waits for a disk, holds up nobody, and no other is run beside it.
+func TestExecProbeThatCannotBeKilled(t *testing.T) {
+	for held, who := range []string{"the shell", "the command"} {
+		t.Run(who, func(t *testing.T) {
+			dir := t.TempDir()
+			p, err := NewProbe("exec", "test ! -e pids || exit 0; sleep 1000 & echo $$ $! >new; mv new pids; wait", "", dir, []string{"PATH=" + os.Getenv("PATH")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			checked := make(chan error, 1)
+			go func() { checked <- p.Check(ctx) }()
+			var pids [2]int
+			await(t, "the command", func() bool {
+				text, err := os.ReadFile(filepath.Join(dir, "pids"))
+				_, _ = fmt.Sscan(string(text), &pids[0], &pids[1])
+				return err == nil
+			})
+			thaw := hold(t, pids[held])
+			cancel()
+			select {
+			case err := <-checked:
+				expectError(t, err, "given up", fmt.Sprintf("process %d of it outlives SIGKILL", pids[held]))
+			case <-time.After(awaitLimit):
+				t.Fatal("the check waits for what can't be killed")
+			}
+			expectError(t, check(t, p), fmt.Sprintf("process %d of an earlier one outlives SIGKILL", pids[held]))
+			thaw()
+			await(t, "the next check", func() bool { return p.Check(t.Context()) == nil })
+			if !gone(pids[held]) {
+				t.Error("another was run beside it")
+			}
+		})
+	}
+}
+
+// hold keeps a process from dying until thaw is called or the test is over.
+func hold(t *testing.T, pid int) (thaw func()) {
+	t.Helper()
+	dir := "/sys/fs/cgroup/freezer/held" + strings.ReplaceAll(t.TempDir(), "/", "-")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		if os.Getenv("SUTRA_TEST_NO_SKIP") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("there is no v1 freezer, in which processes outlive SIGKILL: %v", err)
+	}
+	set := func(name, value string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(value), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	thaw = func() { set("freezer.state", "THAWED") }
+	t.Cleanup(func() {
+		thaw()
+		await(t, "the group's end", func() bool { return os.Remove(dir) == nil })
+	})
+	set("cgroup.procs", strconv.Itoa(pid))
+	set("freezer.state", "FROZEN")
+	await(t, "the process to stand still", func() bool {
+		state, err := os.ReadFile(filepath.Join(dir, "freezer.state"))
+		return err == nil && strings.TrimSpace(string(state)) == "FROZEN"
+	})
+	return thaw
 }
 
 // TestExecProbeDoesNotWaitForDaemons holds for a command that leaves its group

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sutra-grid/sutra/health"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/supervisor"
 )
@@ -104,7 +105,7 @@ func (m *Manager) check(ctx context.Context, e *entry) {
 	case supervisor.Suspended(pid):
 		err = errSuspended
 	case phase == supervisor.Running:
-		err = m.ask(ctx, spec)
+		err = ask(ctx, e.probe)
 	}
 	health, trouble := sutrav1.NodeHealth_NODE_HEALTH_READY, ""
 	if err != nil {
@@ -143,14 +144,9 @@ func (m *Manager) check(ctx context.Context, e *entry) {
 var errSuspended = errors.New("its process was stopped by a signal and doesn't run")
 
 // ask finds out whether a node works.
-func (m *Manager) ask(ctx context.Context, spec *sutrav1.Node) error {
-	profile, ok := m.cfg.Profiles[spec.GetProfile()]
-	if !ok {
-		return nil // taken up from an agent whose file had it: nobody knows how to ask
-	}
-	probe, err := m.probe(spec, profile)
-	if err != nil {
-		return err
+func ask(ctx context.Context, probe health.Probe) error {
+	if probe == nil {
+		return nil // taken up from an agent whose file had its profile: nobody knows how to ask
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()

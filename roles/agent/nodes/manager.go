@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sutra-grid/sutra/config"
+	"github.com/sutra-grid/sutra/health"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc"
 	"github.com/sutra-grid/sutra/supervisor"
@@ -85,6 +86,8 @@ type entry struct {
 	copied  bool
 	// silent is closed once nothing of the node is left that could write to its log. Under Manager.mu.
 	silent chan struct{}
+	// probe asks the node whether it works; nil where there is none to ask. It is set before there is a unit.
+	probe health.Probe
 
 	// guarded by Manager.mu
 	spec     *sutrav1.Node // replaced, never changed: what is wanted, with port and path filled in

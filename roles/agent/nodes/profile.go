@@ -23,7 +23,7 @@ type profile = config.Profile
 // probeTimeout bounds one readiness probe.
 const probeTimeout = 2 * time.Second
 
-// spec is the command that runs an entry's node by its profile.
+// spec is the command that runs an entry's node by its profile, and makes the probe that it is asked by.
 func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, error) {
 	n := e.spec
 	args := slices.Clone(p.Args)
@@ -52,6 +52,7 @@ func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, err
 	if err != nil {
 		return spec, err
 	}
+	e.probe = probe
 	spec.ReadyTimeout = p.ReadyTimeout
 	spec.Ready = func(ctx context.Context) error { return health.AwaitReady(ctx, probe, probeTimeout) }
 	return spec, nil

@@ -56,6 +56,54 @@ func TestStopOfANodeThatCannotBeKilled(t *testing.T) {
 	}
 }
 
+// A probe that can't be killed counts as one that failed, each time that the node would be asked again; no other is run beside
+// it, and the agent may end.
+func TestProbeThatCannotBeKilled(t *testing.T) {
+	m := newManager(t, every(20*time.Millisecond), probed("asked", "test -e $HOME/slow || exit 0; echo >>$HOME/ran; exec sh -c 'echo $$ >$HOME/new; mv $HOME/new $HOME/pid; exec sleep 1000'"))
+	n := mustSpawn(t, m, want("node-a", as("asked")))
+	if err := os.WriteFile(filepath.Join(n.GetStoragePath(), "slow"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx) }()
+	var pid int
+	await(t, "the probe", func() error {
+		text, err := os.ReadFile(filepath.Join(n.GetStoragePath(), "pid"))
+		_, _ = fmt.Sscan(string(text), &pid)
+		return err
+	})
+	thaw := freeze(t, pid)
+	await(t, "the node to be put down", func() error {
+		got, _ := m.Get("node-a")
+		exit := got.GetLastExit()
+		if !strings.HasPrefix(exit.GetCause(), "liveness probe failed 3 times: exec probe: ") || !strings.Contains(exit.GetCause(), fmt.Sprintf("process %d of an earlier one outlives SIGKILL", pid)) {
+			return fmt.Errorf("it is %v", got)
+		}
+		return nil
+	})
+	cancel()
+	await(t, "the end of the checks", func() error {
+		select {
+		case err := <-ended:
+			return err
+		default:
+			return errors.New("a check goes on")
+		}
+	})
+	if ran, err := os.ReadFile(filepath.Join(n.GetStoragePath(), "ran")); len(ran) != 1 {
+		t.Errorf("%d probes were run (%v)", len(ran), err)
+	}
+	thaw()
+	await(t, "the probe's end", func() error {
+		if len(zeroSeparated(pid, "cmdline")) > 0 {
+			return fmt.Errorf("process %d lives", pid)
+		}
+		return nil
+	})
+}
+
 // freeze keeps a process from dying until thaw is called or the test is over.
 func freeze(t *testing.T, pid int) (thaw func()) {
 	t.Helper()
