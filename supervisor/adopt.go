@@ -30,21 +30,34 @@ func (u *Unit) find() (*process, error) {
 		identity: r.Identity, pidfd: os.NewFile(uintptr(fd), "pidfd"), kin: newKin(group{}, &u.spec), exited: make(chan struct{}),
 		startedAt: r.StartedAt, logPath: u.spec.LogPath, logStart: r.LogStart,
 	}
-	// The supervisor before may have had no control groups, or others.
-	if g := u.spec.Cgroups.of(u.spec.ID); !g.exists() || slices.Contains(g.members(), p.identity.PID) {
-		p.kin.group = g
-	}
+	for _, g := range u.groups() {
+		if slices.Contains(g.members(), p.identity.PID) {
+			p.kin.group = g
+			break
+		}
+	} // else the supervisor before had no control groups
 	p.limited = p.kin.group.limited(p.identity.PID, u.spec.Limits.Memory)
 	go p.watch()
 	return p, nil
 }
 
+// groups are the control groups that the unit's processes may be in: that of the last one first, as its record tells, because
+// the supervisor before may have been in other groups itself.
+func (u *Unit) groups() []group {
+	var all []group
+	for _, g := range []group{groupOnRecord(u.record.Cgroups, u.spec.ID), u.spec.Cgroups.of(u.spec.ID)} {
+		if g.exists() && !slices.Contains(all, g) {
+			all = append(all, g)
+		}
+	}
+	return all
+}
+
 // kin is where the unit's processes may be found that an earlier supervisor started.
 func (u *Unit) kin() []kin {
-	g := u.spec.Cgroups.of(u.spec.ID)
-	all := []kin{newKin(g, &u.spec)}
-	if g.exists() {
-		all = append(all, newKin(group{}, &u.spec))
+	var all []kin
+	for _, g := range append(u.groups(), group{}) {
+		all = append(all, newKin(g, &u.spec))
 	}
 	return all
 }

@@ -49,6 +49,32 @@ func (c Cgroups) under(id string, l Limits) group {
 	return g
 }
 
+// named are its folders by what each is for, as a record has them.
+func (g *group) named() map[string]*string {
+	return map[string]*string{"unified": &g.unified, "memory": &g.memory, "cpu": &g.cpu, "cpuacct": &g.cpuacct, "freezer": &g.freezer}
+}
+
+// recorded is the group for a unit's record.
+func (g group) recorded() map[string]string {
+	folders := map[string]string{}
+	for name, dir := range g.named() {
+		if *dir != "" {
+			folders[name] = *dir
+		}
+	}
+	return folders
+}
+
+// groupOnRecord is the group that a unit's record tells. What can't be that unit's is left out.
+func groupOnRecord(folders map[string]string, id string) (g group) {
+	for name, dir := range g.named() {
+		if filepath.Base(folders[name]) == id {
+			*dir = folders[name]
+		}
+	}
+	return g
+}
+
 // Remove deletes the folders that OpenCgroups made, with what units left in them. It fails while a process is in one.
 func (c Cgroups) Remove() error { return group(c).remove() }
 
@@ -186,6 +212,16 @@ func (g group) remove() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// abandon removes a group that is empty for good, and what it lies in where that is empty as well and holds nothing of now.
+func (g group) abandon(now group) {
+	_ = g.remove() // who is in it has no business there
+	for _, dir := range g.dirs() {
+		if !slices.ContainsFunc(now.dirs(), func(n string) bool { return filepath.Dir(n) == filepath.Dir(dir) }) {
+			_ = unix.Rmdir(filepath.Dir(dir)) // the last of its units succeeds
+		}
+	}
 }
 
 // removeGroup removes one folder, and the groups in it before. A v1 group is busy for a moment after its last member has gone.

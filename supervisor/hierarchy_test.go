@@ -264,14 +264,21 @@ func TestOneControllerIsHandedDown(t *testing.T) {
 // hidden is this process's mounts without the unified hierarchy.
 func hidden(t *testing.T) (mounts, own []byte) {
 	t.Helper()
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, own, err := hide()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return mounts, own
+}
+
+func hide() (mounts, own []byte, err error) {
+	if mounts, err = os.ReadFile("/proc/self/mountinfo"); err != nil {
+		return nil, nil, err
+	}
 	if own, err = os.ReadFile("/proc/self/cgroup"); err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
 	lines := slices.Collect(bytes.Lines(mounts))
 	lines = slices.DeleteFunc(lines, func(line []byte) bool { return bytes.Contains(line, []byte(" - cgroup2 ")) })
-	return bytes.Join(lines, nil), own
+	return bytes.Join(lines, nil), own, nil
 }

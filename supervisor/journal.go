@@ -6,7 +6,9 @@ import "time"
 type Record struct {
 	// Identity of the current process, or of the last one where Exited is set. The zero Identity says that a process was
 	// about to be started, and whether it was is found out by the unit's control group or its mark.
-	Identity  Identity
+	Identity Identity
+	// Cgroups are the folders of the control group that this process was started in, by what each is for; none where it had none.
+	Cgroups   map[string]string
 	StartedAt time.Time
 	// LogStart is the position of the log's end when the process was started.
 	LogStart int64

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -48,9 +49,13 @@ func die() {
 
 // plan is what a supervisor that is going to die does.
 type plan struct {
-	Dir     string // the unit's
-	Mode    string // the unit's
-	Groups  bool
+	Dir     string   // the unit's
+	Mode    string   // the unit's
+	Args    []string // the unit's, behind the file that it has for its readiness
+	Memory  uint64   // the unit's limit
+	Groups  bool     // as the host has them
+	V1      bool     // Groups without the unified hierarchy
+	Within  string   // the control group beneath its own, in each hierarchy, that the supervisor moves to before it makes others
 	DieAt   int
 	Written bool
 	// CrashFirst: the unit's first process is killed once it is ready.
@@ -68,9 +73,10 @@ func (p plan) spec(c Cgroups) (Spec, error) {
 	}
 	ready := filepath.Join(p.Dir, "ready")
 	return Spec{
-		ID: "unit", Path: self, Args: []string{ready}, Dir: p.Dir, LogPath: filepath.Join(p.Dir, "log"),
+		ID: "unit", Path: self, Args: append([]string{ready}, p.Args...), Dir: p.Dir, LogPath: filepath.Join(p.Dir, "log"),
 		Env: []string{fixtureEnv + "=" + p.Mode, raceEnv, markOf(p.Dir)}, Mark: markOf(p.Dir), Cgroups: c,
 		StopGrace: never, Restart: p.BackOff, Ready: fileAppears(ready),
+		Limits: Limits{Memory: p.Memory},
 	}, nil
 }
 
@@ -82,8 +88,25 @@ func supervise(args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &p); err != nil {
 		return err
 	}
+	mounts, own, err := hide()
+	if err != nil {
+		return err
+	}
+	if p.Within != "" {
+		for _, dir := range basesOf(p.Within) {
+			if err := errors.Join(makeGroup(dir), write(filepath.Join(dir, "cgroup.procs"), "0")); err != nil {
+				return err
+			}
+		}
+		if own, err = os.ReadFile("/proc/self/cgroup"); err != nil {
+			return err
+		}
+	}
 	var c Cgroups
-	if p.Groups {
+	switch {
+	case p.V1:
+		c, _ = openCgroups(mounts, own, groupsName(p.Dir))
+	case p.Groups:
 		c, _ = OpenCgroups(groupsName(p.Dir))
 	}
 	spec, err := p.spec(c)
@@ -104,6 +127,21 @@ func supervise(args []string) error {
 		return err
 	}
 	select {}
+}
+
+// basesOf are the folders of a group beneath this process's own, in each hierarchy of use.
+func basesOf(name string) (dirs []string) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	own, err2 := os.ReadFile("/proc/self/cgroup")
+	if errors.Join(err, err2) != nil {
+		return nil
+	}
+	for _, controller := range []string{"", "memory", "cpu", "cpuacct", "freezer"} {
+		if h := findHierarchy(mounts, own, controller); h.group != "" && !slices.Contains(dirs, filepath.Join(h.group, name)) {
+			dirs = append(dirs, filepath.Join(h.group, name))
+		}
+	}
+	return dirs
 }
 
 // keep is the fixture that stands for a host's first process: it starts a supervisor, tells in the file args[0] once

@@ -151,7 +151,7 @@ func (u *Unit) missed(p *process) *Exit {
 		// Its control group is there until what it left behind is ended.
 		return &Exit{
 			Code: -1, Unknown: true, At: time.Now(), Cause: r.Ending,
-			OOMKilled: u.spec.Cgroups.of(u.spec.ID).ooms().since(ooms{}),
+			OOMKilled: slices.ContainsFunc(u.groups(), func(g group) bool { return g.ooms().since(ooms{}) }),
 		}
 	}
 }
@@ -225,6 +225,7 @@ func (u *Unit) answered(e *Exit) bool {
 
 // end is the unit's last word. exit is nil where the state has the last one.
 func (u *Unit) end(phase Phase, exit *Exit) {
+	u.leaveGroup()
 	u.update(UnitEnded, func(s *State) {
 		s.Phase, s.PID, s.NextStart, s.Ending, s.Completed = phase, 0, time.Time{}, "", u.record.Completed
 		if exit != nil {
@@ -335,7 +336,8 @@ func (u *Unit) again() (*process, *Exit) {
 // fork starts a process, after a record that one is about to be. Which one it is attend records: a crash in between leaves
 // one that is found by its control group, else by its mark, if it hasn't dropped that.
 func (u *Unit) fork() (*process, error) {
-	u.record.Identity, u.record.Exited = Identity{}, false
+	u.leaveGroup()
+	u.record.Identity, u.record.Exited, u.record.Cgroups = Identity{}, false, u.spec.Cgroups.of(u.spec.ID).recorded()
 	u.record.Ready = u.spec.Ready == nil
 	u.record.EverReady = u.record.EverReady || u.record.Ready
 	if err := u.s.journal.Save(u.spec.ID, u.record); err != nil {
@@ -351,6 +353,15 @@ func (u *Unit) fork() (*process, error) {
 	}
 	u.unsaved = true
 	return p, nil
+}
+
+// leaveGroup removes the last process's control group where that lies elsewhere than the next one's would. Nobody of the unit
+// is left.
+func (u *Unit) leaveGroup() {
+	now := u.spec.Cgroups.of(u.spec.ID)
+	if then := groupOnRecord(u.record.Cgroups, u.spec.ID); then != now {
+		then.abandon(now)
+	}
 }
 
 // save writes the record down. A unit whose record can't be written goes on: its process is found without.

@@ -1016,7 +1016,10 @@ type ProcessRecord struct {
 	// This process was ready; ever_ready is that of any.
 	Ready bool `protobuf:"varint,12,opt,name=ready,proto3" json:"ready,omitempty"`
 	// The process has ended, and last_exit is how.
-	Exited        bool `protobuf:"varint,13,opt,name=exited,proto3" json:"exited,omitempty"`
+	Exited bool `protobuf:"varint,13,opt,name=exited,proto3" json:"exited,omitempty"`
+	// Folders of the control group that the process was started in, by what each is for: "unified", "memory", "cpu",
+	// "cpuacct" and "freezer", as far as the host has them.
+	Cgroups       map[string]string `protobuf:"bytes,14,rep,name=cgroups,proto3" json:"cgroups,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1140,6 +1143,13 @@ func (x *ProcessRecord) GetExited() bool {
 		return x.Exited
 	}
 	return false
+}
+
+func (x *ProcessRecord) GetCgroups() map[string]string {
+	if x != nil {
+		return x.Cgroups
+	}
+	return nil
 }
 
 // LogRange says which part of a node's log is asked for. Without any of its fields it is all that is kept.
@@ -1366,7 +1376,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bended_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1f\n" +
 	"\vinstance_id\x18\x06 \x01(\tR\n" +
 	"instanceId\x12\x12\n" +
-	"\x04wish\x18\a \x01(\fR\x04wish\"\x9f\x03\n" +
+	"\x04wish\x18\a \x01(\fR\x04wish\"\x9b\x04\n" +
 	"\rProcessRecord\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.sutra.v1.NodeR\x04node\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1f\n" +
@@ -1384,7 +1394,11 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	" \x01(\v2\x0e.sutra.v1.ExitR\blastExit\x12\x16\n" +
 	"\x06ending\x18\v \x01(\tR\x06ending\x12\x14\n" +
 	"\x05ready\x18\f \x01(\bR\x05ready\x12\x16\n" +
-	"\x06exited\x18\r \x01(\bR\x06exited\"\x92\x01\n" +
+	"\x06exited\x18\r \x01(\bR\x06exited\x12>\n" +
+	"\acgroups\x18\x0e \x03(\v2$.sutra.v1.ProcessRecord.CgroupsEntryR\acgroups\x1a:\n" +
+	"\fCgroupsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x01\n" +
 	"\bLogRange\x12\x16\n" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x12\x17\n" +
 	"\x04tail\x18\x02 \x01(\rH\x00R\x04tail\x88\x01\x01\x120\n" +
@@ -1437,7 +1451,7 @@ func file_sutra_v1_model_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_sutra_v1_model_proto_goTypes = []any{
 	(Phase)(0),                    // 0: sutra.v1.Phase
 	(Desired)(0),                  // 1: sutra.v1.Desired
@@ -1453,36 +1467,38 @@ var file_sutra_v1_model_proto_goTypes = []any{
 	(*LogRange)(nil),              // 11: sutra.v1.LogRange
 	(*LogChunk)(nil),              // 12: sutra.v1.LogChunk
 	nil,                           // 13: sutra.v1.Agent.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	nil,                           // 14: sutra.v1.ProcessRecord.CgroupsEntry
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
 }
 var file_sutra_v1_model_proto_depIdxs = []int32{
 	0,  // 0: sutra.v1.Node.phase:type_name -> sutra.v1.Phase
 	1,  // 1: sutra.v1.Node.desired:type_name -> sutra.v1.Desired
 	2,  // 2: sutra.v1.Node.health:type_name -> sutra.v1.NodeHealth
-	14, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	15, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 4: sutra.v1.Node.last_exit:type_name -> sutra.v1.Exit
-	14, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
+	15, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
 	4,  // 6: sutra.v1.Node.memory_limit:type_name -> sutra.v1.Enforcement
 	6,  // 7: sutra.v1.Node.usage:type_name -> sutra.v1.Usage
-	14, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
-	15, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
-	14, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	15, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
+	16, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
+	15, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
 	3,  // 11: sutra.v1.Agent.health:type_name -> sutra.v1.AgentHealth
-	14, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
+	15, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
 	13, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
 	5,  // 14: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
-	14, // 15: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
-	14, // 16: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
+	15, // 15: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
+	15, // 16: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
 	5,  // 17: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
-	14, // 18: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
+	15, // 18: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 19: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
-	14, // 20: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	14, // 20: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
+	15, // 21: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_model_proto_init() }
@@ -1497,7 +1513,7 @@ func file_sutra_v1_model_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_model_proto_rawDesc), len(file_sutra_v1_model_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -4,12 +4,34 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/supervisor"
 )
+
+// A unit's record comes back as it was, whatever fields it has.
+func TestRecordsKeepAllThatAUnitHas(t *testing.T) {
+	at := time.Unix(1700000000, 5).UTC()
+	r := supervisor.Record{
+		Identity: supervisor.Identity{PID: 1, StartTicks: 2, BootID: "boot"}, Cgroups: map[string]string{"memory": "/memory/node"}, StartedAt: at, LogStart: 3,
+		EverReady: true, Ready: true, Exited: true, Restarts: 4, Crashes: 5, Ending: "hung", Completed: true, Failed: true,
+		LastExit: &supervisor.Exit{Code: -1, Signal: "SIGKILL", At: at, Output: "last words", Unknown: true, OOMKilled: true, Cause: "hung"},
+	}
+	for i, v := 0, reflect.ValueOf(r); i < v.NumField(); i++ {
+		if v.Field(i).IsZero() {
+			t.Errorf("%s isn't tried", v.Type().Field(i).Name)
+		}
+	}
+	if diff := cmp.Diff(r, recordOf(recordMessage(want("node-1"), r))); diff != "" {
+		t.Errorf("(-written +read):\n%s", diff)
+	}
+}
 
 // writtenRecords is a file of records as an agent leaves it that has had some nodes come and go.
 func writtenRecords(t testing.TB) []byte {
