@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// leaf is the group beneath its own that an agent moves to, where processes and controllers can't be in one.
+// leaf is the group beneath its own that an agent moves to, where processes and controllers can't be in one. systemd, from
+// version 254 on, starts it there where a unit says DelegateSubgroup=agent.
 const leaf = "agent"
 
 // OpenCgroups finds what the host has and makes a folder of the given name in each hierarchy that is of use: at the top of
@@ -142,9 +143,9 @@ func (h hierarchy) openIn(base, name string, wanted []string) (folder string, mi
 	}
 	for _, controller := range wanted {
 		var why error
-		if strings.HasSuffix(base, ".service") {
+		if base == h.group && strings.HasSuffix(base, ".service") {
 			// The kernel lets no process into a group that hands controllers down: the next agent's would be refused.
-			why = fmt.Errorf("while nodes ran with them in %s, systemd couldn't start the service again", base)
+			why = fmt.Errorf("while nodes ran with them in %s, systemd before version 254 couldn't start the service again", base)
 		} else if why = handDown(base, base == h.group, controller); why == nil {
 			why = enable(folder, controller)
 		}

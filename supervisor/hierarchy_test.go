@@ -172,7 +172,15 @@ func TestControllersAreHandedDown(t *testing.T) {
 				tr.group("/s.service", "cpu memory", "", self)
 				tr.group("/s.service/sutra-x", "cpu memory", "")
 			},
-			own: "/s.service", folder: "/s.service/sutra-x", lacking: "/s.service, systemd couldn't start the service again",
+			own: "/s.service", folder: "/s.service/sutra-x", lacking: "/s.service, systemd before version 254 couldn't start the service again",
+		},
+		"a service that is started in its leaf": {
+			make: func(tr tree) {
+				tr.group("/s.service", "cpu memory", "")
+				tr.group("/s.service/agent", "", "", self)
+				tr.group("/s.service/sutra-x", "cpu memory", "")
+			},
+			own: "/s.service/agent", folder: "/s.service/sutra-x", limits: true,
 		},
 		"a service, and the top is open": {
 			make: func(tr tree) {

@@ -50,8 +50,10 @@ ExecStart=%s agent --config %s --home %s%s
 %sRestart=always
 RestartSec=1
 
-# Nodes get control groups of their own: where the agent isn't root, or the host has v1 groups, within the service's.
+# Nodes get control groups of their own: where the agent isn't root, or the host has v1 groups, within the service's. The agent
+# is kept in one beside them (systemd 254 or newer; older ones say that they ignore it, and nodes have no limits then).
 Delegate=yes
+DelegateSubgroup=agent
 # A node that runs out of memory is the agent's to restart, and no reason to stop all others.
 OOMPolicy=continue
 # Of all processes here the agent should be the last to go.
