@@ -26,6 +26,7 @@ func (u *Unit) find() (*process, error) {
 	if err != nil || fd < 0 {
 		return nil, err
 	}
+	children.add(r.Identity.PID)
 	p := &process{
 		identity: r.Identity, pidfd: os.NewFile(uintptr(fd), "pidfd"), kin: newKin(group{}, &u.spec), exited: make(chan struct{}),
 		startedAt: r.StartedAt, logPath: u.spec.LogPath, logStart: r.LogStart,
@@ -86,4 +87,5 @@ func (p *process) letGo() {
 		<-p.exited
 	} // else watch waits in a thread, until the process or this one ends
 	_ = p.pidfd.Close() // nothing was written
+	children.forget(p.identity.PID)
 }

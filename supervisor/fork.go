@@ -40,10 +40,12 @@ func start(s *Spec, bootID string) (*process, error) {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
 	startedAt := time.Now()
+	forked := children.expect()
 	pid, err := group.forkExec(s.Path, append([]string{filepath.Base(s.Path)}, s.Args...), &syscall.ProcAttr{
 		Dir: s.Dir, Env: s.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd()}, Sys: attr,
 	}, s.Limits)
 	if err != nil {
+		forked(0)
 		if pidfd >= 0 { // there was a process, and it was ended
 			_ = unix.Close(pidfd)
 		}
@@ -54,9 +56,11 @@ func start(s *Spec, bootID string) (*process, error) {
 		}
 		return nil, fmt.Errorf("start %s: %w", s.Path, err)
 	}
+	forked(pid)
 	if pidfd < 0 {
 		_ = unix.Kill(-pid, unix.SIGKILL) // ours: it isn't reaped yet
 		_, _ = unix.Wait4(pid, nil, 0, nil)
+		children.forget(pid)
 		return nil, errors.Join(errors.New("the kernel has no pidfd: Linux 5.4 or newer is needed"), group.remove())
 	}
 	// A non-blocking descriptor is waited for by the runtime's poller: a thousand processes

@@ -6,7 +6,6 @@ import (
 	"os"
 	"slices"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -108,12 +107,10 @@ func (p *process) reap(sig unix.Signal, grace time.Time, outlast func(remains) b
 	defer func() { _ = p.pidfd.Close() }() // nothing can be done about it
 	exit = &Exit{Code: -1, At: time.Now(), Unknown: true}
 	exit.learn(p.status()) // before its parent has it forgotten
+	children.forget(p.identity.PID)
 	oom := !p.killed && exit.mayBeOOM() && p.kin.group.ooms().since(p.ooms)
 	if !p.emptied(sig, grace) && !outlast(p) {
 		return nil
-	}
-	if comeHome() {
-		p.reapOrphans()
 	}
 	if exit.Unknown {
 		exit.learn(p.statusLater())
@@ -188,18 +185,4 @@ func (p *process) emptied(sig unix.Signal, grace time.Time) bool {
 		time.Sleep(pause)
 	}
 	return true
-}
-
-// reapOrphans reaps what came to this process where it is a container's first one, and nobody else would.
-func (p *process) reapOrphans() {
-	for pid := 1; pid > 0; {
-		pid, _ = unix.Wait4(-p.identity.PID, nil, unix.WNOHANG, nil)
-	}
-}
-
-// comeHome tells whether orphans become this process's children.
-func comeHome() bool {
-	var subreaper int
-	err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&subreaper)), 0, 0, 0) //nolint:gosec // the kernel takes a pointer
-	return os.Getpid() == 1 || err == nil && subreaper != 0
 }

@@ -149,27 +149,6 @@ func TestCrashTakesTheChildrenAlong(t *testing.T) {
 	w.expect("process started: starting", "process ready: running", "process exited: starting")
 }
 
-// Where orphans come to this process, as they do to a container's first one, it doesn't wait for ever
-// for zombies that nobody else reaps.
-func TestOrphansThatComeHomeAreReaped(t *testing.T) {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
-			t.Error(err)
-		}
-	}()
-	spec, readyFile := fixtureSpec(t, "with-child")
-	spec.Args = []string{readyFile, "slow-term"}
-	w := watch(t, spec)
-	w.until(ProcessReady)
-	w.Stop()
-	w.end()
-	w.expect(graceful...)
-	noChildren(t)
-}
-
 func childOf(t *testing.T, readyFile string) int {
 	t.Helper()
 	text, err := os.ReadFile(readyFile)
