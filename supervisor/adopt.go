@@ -28,7 +28,7 @@ func (u *Unit) find() (*process, error) {
 	}
 	children.add(r.Identity.PID)
 	p := &process{
-		identity: r.Identity, pidfd: os.NewFile(uintptr(fd), "pidfd"), kin: newKin(group{}, &u.spec), exited: make(chan struct{}),
+		identity: r.Identity, pidfd: os.NewFile(uintptr(fd), "pidfd"), kin: u.kinIn(group{}), exited: make(chan struct{}),
 		startedAt: r.StartedAt, logPath: u.spec.LogPath, logStart: r.LogStart,
 	}
 	for _, g := range u.groups() {
@@ -58,9 +58,16 @@ func (u *Unit) groups() []group {
 func (u *Unit) kin() []kin {
 	var all []kin
 	for _, g := range append(u.groups(), group{}) {
-		all = append(all, newKin(g, &u.spec))
+		all = append(all, u.kinIn(g))
 	}
 	return all
+}
+
+// kinIn are the unit's processes as a group tells them, or what they inherit where it is none.
+func (u *Unit) kinIn(g group) kin {
+	k := newKin(g, &u.spec)
+	k.census = u.s.census
+	return k
 }
 
 // leads tells whether a process leads its session, as everything that a supervisor forks does.

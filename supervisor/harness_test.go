@@ -310,6 +310,9 @@ func exists(path string) bool {
 // groupGone tells whether a group is no more, but for zombies: orphans are the first process's to reap, when it sees fit.
 func groupGone(pid int) bool { return errors.Is(unix.Kill(-pid, 0), unix.ESRCH) || !groupLives(pid) }
 
+// groupLives tells whether a process group has more than zombies.
+func groupLives(pgrp int) bool { return len((*census)(nil).find("", "", pgrp).groups[pgrp]) > 0 }
+
 // gone tells whether a process is no more, in the same way.
 func gone(pid int) bool {
 	st, err := readStat(pid)

@@ -20,6 +20,7 @@ type kin struct {
 	// ending are those that were found without a group, by their pids with their start ticks: one that ends loses its
 	// environment a while before its ports and files.
 	ending map[int]uint64
+	census *census
 }
 
 func newKin(g group, s *Spec) kin {
@@ -69,35 +70,49 @@ func (k kin) bears(pid int) bool {
 }
 
 // find returns the pids of what lives of it.
-func (k kin) find() []int {
+func (k kin) find() []int { return k.findWith(0) }
+
+// findWith returns the pids of what lives of it or is in a process group; 0 is none.
+func (k kin) findWith(pgrp int) (found []int) {
+	var others []int
 	if k.group.exists() {
-		return k.group.members()
-	}
-	var found []int
-	for _, pid := range pids() {
-		if !k.bears(pid) {
-			continue
+		found = k.group.members()
+		if pgrp != 0 {
+			others = k.census.find("", "", pgrp).groups[pgrp]
 		}
-		if st, err := readStat(pid); err == nil {
-			k.ending[pid] = st.startTicks
+	} else {
+		l := k.census.find(k.mark, k.log, pgrp)
+		others = l.groups[pgrp]
+		for _, pid := range slices.Concat(l.marks[k.mark], l.logs[k.log]) {
+			if st, err := readStat(pid); err == nil {
+				k.ending[pid] = st.startTicks
+			}
+		}
+		for pid, ticks := range k.ending {
+			if st, err := readStat(pid); err == nil && st.startTicks == ticks && !st.zombie {
+				found = append(found, pid)
+			} else {
+				delete(k.ending, pid)
+			}
 		}
 	}
-	for pid, ticks := range k.ending {
-		if st, err := readStat(pid); err == nil && st.startTicks == ticks && !st.zombie {
+	for _, pid := range others {
+		if !slices.Contains(found, pid) {
 			found = append(found, pid)
-		} else {
-			delete(k.ending, pid)
 		}
 	}
 	return found
 }
 
 // left tells whether anything of it lives.
-func (k kin) left() bool {
+func (k kin) left() bool { return k.leftWith(0) }
+
+// leftWith tells whether anything of it lives, or of a process group; 0 is none.
+func (k kin) leftWith(pgrp int) bool {
 	if k.group.exists() {
-		return k.group.populated()
+		return k.group.populated() || pgrp != 0 && len(k.census.find("", "", pgrp).groups[pgrp]) > 0
 	}
-	return len(k.find()) > 0
+	return len(k.findWith(pgrp)) > 0
 }
 
 // leader returns the process of it that a supervisor forked; nobody where that is gone, as far as what is left shows that.
@@ -133,25 +148,12 @@ func eldest(members map[int]stat) (first int) {
 	return first
 }
 
-// pids are those of all processes; without /proc there are none.
-func pids() []int {
-	dirs, _ := os.ReadDir("/proc")
-	var all []int
-	for _, d := range dirs {
-		if pid, err := strconv.Atoi(d.Name()); err == nil {
-			all = append(all, pid)
-		}
-	}
-	return all
-}
-
 // marked tells whether a process has the mark as an entry of its environment.
 func marked(pid int, mark string) bool {
-	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	if err != nil || mark == "" {
+	if mark == "" {
 		return false
 	}
-	for entry := range bytes.SplitSeq(env, []byte{0}) {
+	for entry := range bytes.SplitSeq(environ(pid), []byte{0}) {
 		if string(entry) == mark {
 			return true
 		}
@@ -188,8 +190,7 @@ func Living(c Cgroups, markPrefix, logs string) []string {
 		}
 	}
 	for _, pid := range pids() {
-		env, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ") // empty where it is gone, or another account's
-		for entry := range bytes.SplitSeq(env, []byte{0}) {
+		for entry := range bytes.SplitSeq(environ(pid), []byte{0}) {
 			if id, ok := strings.CutPrefix(string(entry), markPrefix); ok {
 				found[id] = true
 			}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,31 +73,19 @@ func (p *process) kill() {
 	p.kin.kill()
 }
 
-// left tells whether anything that descends from the process, or itself, still runs.
-func (p *process) left() bool {
-	return p.kin.left() || p.signal(0) == nil && groupLives(p.identity.PID)
+// group is the leader's process group; 0 where nobody is in it, not even a zombie: its number may be another's by now.
+func (p *process) group() int {
+	if p.signal(0) != nil {
+		return 0
+	}
+	return p.identity.PID
 }
 
-// groupLives tells whether a process group has more than zombies, which go when their parents see fit.
-func groupLives(pgrp int) bool {
-	for _, pid := range pids() {
-		if st, err := readStat(pid); err == nil && st.group == pgrp && !st.zombie {
-			return true
-		}
-	}
-	return false
-}
+// left tells whether anything that descends from the process, or itself, still runs.
+func (p *process) left() bool { return p.kin.leftWith(p.group()) }
 
 // find returns the pids of what lives of it.
-func (p *process) find() []int {
-	found := p.kin.find()
-	for _, pid := range pids() {
-		if st, err := readStat(pid); err == nil && st.group == p.identity.PID && !st.zombie && !slices.Contains(found, pid) {
-			found = append(found, pid)
-		}
-	}
-	return found
-}
+func (p *process) find() []int { return p.kin.findWith(p.group()) }
 
 // reap takes the exit status of a leader that has ended, and waits until nothing that it forked is left: that is sent sig,
 // where it hasn't got it with the leader's group, and has until grace to end; then outlast is called, which kills it and

@@ -12,6 +12,7 @@ type Supervisor struct {
 	journal Journal
 	notify  func(Event)
 	bootID  string
+	census  *census
 	turns   turns
 	hold    time.Duration // of a turn
 	// patience is how long killed processes may take to be gone.
@@ -27,7 +28,7 @@ func New(journal Journal, notify func(Event)) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Supervisor{journal: journal, notify: notify, bootID: bootID, turns: newTurns(), hold: turnHold, patience: killPatience}, nil
+	return &Supervisor{journal: journal, notify: notify, bootID: bootID, census: newCensus(), turns: newTurns(), hold: turnHold, patience: killPatience}, nil
 }
 
 // Unit is one supervised process through all its restarts, until it is stopped, fails or is let go.
@@ -347,6 +348,7 @@ func (u *Unit) fork() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.kin.census = u.s.census
 	u.record.StartedAt, u.record.LogStart = p.startedAt, p.logStart
 	if p.identity.StartTicks != 0 { // else it couldn't be read, and half an identity would be a stranger's to the next supervisor
 		u.record.Identity = p.identity
