@@ -89,7 +89,7 @@ func TestStartErrors(t *testing.T) {
 		"relative path":      {func(s *Spec) { s.Path = "sleep" }, nil, `spec of unit: Path "sleep" isn't absolute`},
 		"relative directory": {func(s *Spec) { s.Dir = "." }, nil, `Dir "." isn't absolute`},
 		"relative log":       {func(s *Spec) { s.LogPath = "" }, nil, `LogPath "" isn't absolute`},
-		"no id":              {func(s *Spec) { s.ID = "" }, nil, "without an ID"},
+		"no id":              {func(s *Spec) { s.ID = "" }, nil, "isn't a plain name"},
 		"negative grace":     {func(s *Spec) { s.StopGrace = -time.Second }, nil, "StopGrace -1s is negative"},
 		"no first pause":     {func(s *Spec) { s.Restart.First = 0 }, nil, "restart: "},
 		"max below first":    {func(s *Spec) { s.Restart.Max = s.Restart.First - 1 }, nil, "restart: "},
