@@ -23,6 +23,8 @@ const (
 	checkSteps = 50
 	// unwellAfter is how many checks in a row a node fails before it is restarted.
 	unwellAfter = 3
+	// reapEvery is how long what nodes leave behind may stay a zombie, where it comes to this process.
+	reapEvery = time.Second
 )
 
 // checks is where a node stands with its checks.
@@ -45,10 +47,16 @@ func (c *checks) begin(now time.Time, every time.Duration) {
 func (m *Manager) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.logs.Run(ctx) })
-	for _, work := range []func(context.Context){m.checkNodes, m.measureUsage, m.measureDisks} {
+	for _, work := range []func(context.Context){m.checkNodes, m.measureUsage, m.measureDisks, reapOrphans} {
 		group.Go(func() error { work(ctx); return nil })
 	}
 	return group.Wait()
+}
+
+func reapOrphans(ctx context.Context) {
+	for pause(ctx, reapEvery); ctx.Err() == nil; pause(ctx, reapEvery) {
+		supervisor.ReapOrphans()
+	}
 }
 
 // checkNodes checks each node that runs every CheckEvery, until ctx ends.

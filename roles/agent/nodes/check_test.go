@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/sutra-grid/sutra/config"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
@@ -411,5 +412,46 @@ func TestScheduleOfChecks(t *testing.T) {
 	}
 	if none := m.due(later.Add(time.Hour), 0); len(none) != 0 {
 		t.Errorf("%d were taken on without room", len(none))
+	}
+}
+
+// Where orphans come to the agent, as they do to a container's first process, none of what nodes and their probes leave behind
+// stays a zombie while they run.
+func TestOrphansOfNodesAreReaped(t *testing.T) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	leave := func(word string) string {
+		return fmt.Sprintf("(sh -c 'echo $$ >>$HOME/%s' &); (setsid sh -c 'echo $$ >>$HOME/%s' &); ", word, word)
+	}
+	m := newManager(t, every(20*time.Millisecond), probed("parent", leave("probe")+"sleep 1000 & echo $! >>$HOME/probe"), func(c *Config) {
+		p := c.Profiles["parent"]
+		p.StorageBinary, p.Args = "/bin/sh", []string{"-c", leave("node") + "exec sleep 100000"}
+		c.Profiles["parent"] = p
+	})
+	run(t, m)
+	n := mustSpawn(t, m, want("node-a", as("parent")))
+	for word, least := range map[string]int{"node": 2, "probe": 9} {
+		await(t, "the orphans of the "+word, func() error {
+			data, err := os.ReadFile(filepath.Join(n.GetStoragePath(), word))
+			pids := strings.Fields(string(data))
+			if len(pids) < least {
+				return fmt.Errorf("there are %q (%w)", pids, err)
+			}
+			for _, pid := range pids[:least] {
+				if _, err := os.Stat("/proc/" + pid); err == nil {
+					return fmt.Errorf("process %s is there", pid)
+				}
+			}
+			return nil
+		})
+	}
+	if is, _ := m.Get("node-a"); is.GetPid() != n.GetPid() || is.GetHealth() != sutrav1.NodeHealth_NODE_HEALTH_READY {
+		t.Errorf("the node is %v", is)
 	}
 }
