@@ -81,12 +81,7 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 		select {
 		case <-p.exited:
 			u.set(func(s *State) { s.Unkillable = "" }) // it wasn't
-			exit := p.reap(u.spec.stopSignal(), graceEnds, func(left remains) bool {
-				if escalate != nil {
-					u.emit(StopEscalated)
-				}
-				return u.outlast(left)
-			})
+			exit := p.reap(func() bool { return u.emptied(p, graceEnds, escalate != nil, release) })
 			if exit == nil {
 				return nil, true
 			}

@@ -130,7 +130,7 @@ func runOnce(t *testing.T, spec Spec) *Exit {
 		t.Fatal(err)
 	}
 	awaitClosed(t, "its end", p.exited)
-	exit := p.reap(unix.SIGTERM, p.startedAt, killed)
+	exit := p.reap(func() bool { return killed(p) })
 	noChildren(t)
 	return exit
 }

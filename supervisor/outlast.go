@@ -18,6 +18,39 @@ type remains interface {
 	find() []int
 }
 
+// The pauses between looks at what is left: at first, at most, and once there is no hope that it is gone soon.
+const (
+	firstLook = 200 * time.Microsecond
+	rareLook  = 20 * time.Millisecond
+	lateLook  = time.Second
+)
+
+// emptied waits until nothing is left of a process whose leader has ended. What hasn't got the stop signal with the leader's group
+// is sent it, has until grace to end, and is killed then, which is told where it is still to be. It returns false where the
+// unit was let go before.
+func (u *Unit) emptied(p *process, grace time.Time, tell bool, release <-chan struct{}) bool {
+	if time.Now().Before(grace) {
+		p.kin.signal(u.spec.stopSignal(), p.identity.PID)
+	}
+	for pause := firstLook; p.left(); pause = min(2*pause, rareLook) {
+		if !time.Now().Before(grace) {
+			if tell {
+				u.emit(StopEscalated)
+			}
+			return u.outlast(p)
+		}
+		select {
+		case <-release:
+			if !closed(u.stop) {
+				return false
+			}
+			release = nil // the stop comes first
+		case <-time.After(pause):
+		}
+	}
+	return true
+}
+
 // outlast kills until nothing is left, because only then port and files are free, and what forks while it is looked for is
 // found the next time. What can't be killed is told of and waited for; from then on the unit may be let go, and false
 // is returned.

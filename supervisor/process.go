@@ -87,16 +87,15 @@ func (p *process) left() bool { return p.kin.leftWith(p.group()) }
 // find returns the pids of what lives of it.
 func (p *process) find() []int { return p.kin.findWith(p.group()) }
 
-// reap takes the exit status of a leader that has ended, and waits until nothing that it forked is left: that is sent sig,
-// where it hasn't got it with the leader's group, and has until grace to end; then outlast is called, which kills it and
-// returns false where it was left to itself. exit is nil then.
-func (p *process) reap(sig unix.Signal, grace time.Time, outlast func(remains) bool) (exit *Exit) {
+// reap takes the exit status of a leader that has ended. In between it calls emptied, which waits until nothing that the leader
+// forked is left and returns false where that was left to itself. exit is nil then.
+func (p *process) reap(emptied func() bool) (exit *Exit) {
 	defer func() { _ = p.pidfd.Close() }() // nothing can be done about it
 	exit = &Exit{Code: -1, At: time.Now(), Unknown: true}
 	exit.learn(p.status()) // before its parent has it forgotten
 	children.forget(p.identity.PID)
 	oom := !p.killed && exit.mayBeOOM() && p.kin.group.ooms().since(p.ooms)
-	if !p.emptied(sig, grace) && !outlast(p) {
+	if !emptied() {
 		return nil
 	}
 	if exit.Unknown {
@@ -151,25 +150,4 @@ func signalName(sig unix.Signal) string {
 		return name
 	}
 	return fmt.Sprintf("signal %d", int(sig))
-}
-
-// The pauses between looks at what is left: at first, at most, and once there is no hope that it is gone soon.
-const (
-	firstLook = 200 * time.Microsecond
-	rareLook  = 20 * time.Millisecond
-	lateLook  = time.Second
-)
-
-// emptied waits until nothing is left, and tells whether that was so before the end of grace.
-func (p *process) emptied(sig unix.Signal, grace time.Time) bool {
-	if time.Now().Before(grace) {
-		p.kin.signal(sig, p.identity.PID)
-	}
-	for pause := firstLook; p.left(); pause = min(2*pause, rareLook) {
-		if !time.Now().Before(grace) {
-			return false
-		}
-		time.Sleep(pause)
-	}
-	return true
 }

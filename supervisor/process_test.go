@@ -188,7 +188,7 @@ func TestExitIsSeenWithoutThePoller(t *testing.T) {
 	if !<-wasZombie {
 		t.Error("the exit was told of before it was one")
 	}
-	p.reap(unix.SIGTERM, time.Time{}, killed)
+	p.reap(func() bool { return killed(p) })
 }
 
 // killed is for what a process left behind, where nobody supervises it.
@@ -223,7 +223,7 @@ func TestLetGoWithoutThePoller(t *testing.T) {
 	}
 	awaitClosed(t, "the exit", p.exited)
 	awaitClosed(t, "the end of the watch", second.exited)
-	p.reap(unix.SIGTERM, time.Time{}, killed)
+	p.reap(func() bool { return killed(p) })
 }
 
 // A pid, and with it a group's number, can come to somebody else once its process is reaped.
@@ -250,7 +250,7 @@ func TestStrangersAreNotSignalled(t *testing.T) {
 	if err := p.signal(unix.SIGKILL); !errors.Is(err, unix.ESRCH) {
 		t.Errorf("signal: %v, want %v", err, unix.ESRCH)
 	}
-	if !p.emptied(unix.SIGTERM, time.Time{}) {
+	if p.left() {
 		t.Error("a stranger was taken for a member")
 	}
 	strangerLives(t, p.identity.PID)

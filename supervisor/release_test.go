@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -132,4 +133,44 @@ func TestReleaseBeforeReady(t *testing.T) {
 	}
 	again.Stop()
 	again.end()
+}
+
+// What a process that is gone left behind has its grace from whoever restarts it, and isn't waited for by one that lets go.
+func TestReleaseWhileLeftoversHaveTheirGrace(t *testing.T) {
+	for _, stop := range []bool{false, true} {
+		t.Run(fmt.Sprintf("stopped=%v", stop), func(t *testing.T) {
+			inAndOutOfGroups(t, func(t *testing.T) {
+				spec, readyFile := fixtureSpec(t, "with-child")
+				spec.Args = []string{readyFile, "ignore-term"}
+				w := watch(t, spec)
+				leader := w.until(ProcessReady).State.PID
+				child := childOf(t, readyFile)
+				w.Restart(0)
+				await(t, "the leader's end", func() bool { return groupLives(leader) && !exists(fmt.Sprintf("/proc/%d", leader)) })
+				if stop {
+					w.Stop()
+				}
+				w.Release()
+				if stop { // which is finished first
+					if err := unix.Kill(child, unix.SIGKILL); err != nil {
+						t.Fatal(err)
+					}
+					w.end()
+					w.expect("process started: starting", "process ready: running", "restart began: restarting", "unit ended: stopped")
+					return
+				}
+				w.awaitDone()
+				if gone(child) {
+					t.Fatal("the child was killed before its grace was over")
+				}
+				again := adopt(t, spec, w.journal.last(), func(e Event) {
+					if e.Kind == ProcessStarted && !gone(child) {
+						t.Error("the child lives beside another process")
+					}
+				})
+				again.until(ProcessReady)
+				again.expect("process adopted: starting", "process exited: starting", "process started: starting", "process ready: running")
+			})
+		})
+	}
 }
