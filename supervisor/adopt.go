@@ -29,7 +29,7 @@ func (u *Unit) find() (*process, error) {
 	children.add(r.Identity.PID)
 	p := &process{
 		identity: r.Identity, pidfd: os.NewFile(uintptr(fd), "pidfd"), kin: u.kinIn(group{}), exited: make(chan struct{}),
-		startedAt: r.StartedAt, logPath: u.spec.LogPath, logStart: r.LogStart,
+		startedAt: r.StartedAt, logPath: u.spec.LogPath, logStart: r.LogStart, ooms: ooms{kills: r.OOMKills},
 	}
 	for _, g := range u.groups() {
 		if slices.Contains(g.members(), p.identity.PID) {

@@ -8,7 +8,10 @@ type Record struct {
 	// about to be started, and whether it was is found out by the unit's control group or its mark.
 	Identity Identity
 	// Cgroups are the folders of the control group that this process was started in, by what each is for; none where it had none.
-	Cgroups   map[string]string
+	Cgroups map[string]string
+	// OOMKills are the processes that the kernel had killed in that group for want of memory before this one was started: the
+	// group of an earlier one may have been left.
+	OOMKills  uint64
 	StartedAt time.Time
 	// LogStart is the position of the log's end when the process was started.
 	LogStart int64

@@ -1,7 +1,9 @@
 package supervisor
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -147,6 +149,65 @@ func TestOOMWhileNobodyWatches(t *testing.T) {
 	w.kill()
 	if exit := w.until(ProcessExited).State.LastExit; exit.String() != "killed by SIGKILL" {
 		t.Errorf("killed by a person, it was %v", exit)
+	}
+}
+
+// A group may be left by a process whose successor is taken up: what the kernel killed before isn't held against that.
+func TestOOMOfAnEarlierProcess(t *testing.T) {
+	for _, watched := range []bool{true, false} {
+		t.Run(fmt.Sprintf("watched=%v", watched), func(t *testing.T) {
+			spec, ready := limitedSpec(t, "allocate")
+			g := spec.Cgroups.of(spec.ID)
+			if g.memory == g.unified {
+				skip(t, "who keeps the group of the memory from being removed would be in the unit's own")
+			}
+			w := watch(t, spec)
+			w.until(ProcessReady)
+			lodger := exec.Command("sleep", "3600")
+			if err := lodger.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { // before the test's other ends
+				_ = lodger.Process.Kill()
+				_ = lodger.Wait() // killed
+			}()
+			if err := write(filepath.Join(g.memory, "cgroup.procs"), strconv.Itoa(lodger.Process.Pid)); err != nil {
+				t.Fatal(err)
+			}
+			if err := touch(ready+".go", ""); err != nil {
+				t.Fatal(err)
+			}
+			if exit := w.until(ProcessExited).State.LastExit; !exit.OOMKilled {
+				t.Fatalf("exit %+v", exit)
+			}
+			if err := os.Remove(ready + ".go"); err != nil {
+				t.Fatal(err)
+			}
+			pid := w.until(ProcessReady).State.PID
+			w.recorded()
+			w.Release()
+			w.awaitDone()
+			want := "killed by SIGKILL"
+			if !watched {
+				want = "an exit that nobody saw"
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w = adopt(t, spec, w.journal.last())
+			if watched {
+				w.until(ProcessReady)
+				w.kill()
+			}
+			if exit := w.until(ProcessExited).State.LastExit; exit.String() != want {
+				t.Errorf("it was %v, want %s", exit, want)
+			}
+			w.Stop()
+			w.end()
+		})
 	}
 }
 

@@ -22,7 +22,7 @@ type process struct {
 	kin   kin
 	// limited: its control group holds it to its memory limit.
 	limited bool
-	// ooms are those that its group had seen before it. Of an adopted one they are none: each process has a new group.
+	// ooms are those that its group had seen before it: of an adopted one only their count is known.
 	ooms ooms
 	// killed: this process sent it SIGKILL.
 	killed bool

@@ -152,7 +152,7 @@ func (u *Unit) missed(p *process) *Exit {
 		// Its control group is there until what it left behind is ended.
 		return &Exit{
 			Code: -1, Unknown: true, At: time.Now(), Cause: r.Ending,
-			OOMKilled: slices.ContainsFunc(u.groups(), func(g group) bool { return g.ooms().since(ooms{}) }),
+			OOMKilled: slices.ContainsFunc(u.groups(), func(g group) bool { return g.ooms().since(ooms{kills: r.OOMKills}) }),
 		}
 	}
 }
@@ -338,7 +338,9 @@ func (u *Unit) again() (*process, *Exit) {
 // one that is found by its control group, else by its mark, if it hasn't dropped that.
 func (u *Unit) fork() (*process, error) {
 	u.leaveGroup()
-	u.record.Identity, u.record.Exited, u.record.Cgroups = Identity{}, false, u.spec.Cgroups.of(u.spec.ID).recorded()
+	g := u.spec.Cgroups.of(u.spec.ID)
+	u.record.Cgroups, u.record.OOMKills = g.recorded(), g.ooms().kills
+	u.record.Identity, u.record.Exited = Identity{}, false
 	u.record.Ready = u.spec.Ready == nil
 	u.record.EverReady = u.record.EverReady || u.record.Ready
 	if err := u.s.journal.Save(u.spec.ID, u.record); err != nil {

@@ -1019,7 +1019,10 @@ type ProcessRecord struct {
 	Exited bool `protobuf:"varint,13,opt,name=exited,proto3" json:"exited,omitempty"`
 	// Folders of the control group that the process was started in, by what each is for: "unified", "memory", "cpu",
 	// "cpuacct" and "freezer", as far as the host has them.
-	Cgroups       map[string]string `protobuf:"bytes,14,rep,name=cgroups,proto3" json:"cgroups,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Cgroups map[string]string `protobuf:"bytes,14,rep,name=cgroups,proto3" json:"cgroups,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Processes that the kernel had killed in that group for want of memory before this one was started: the group of an
+	// earlier one may have been left.
+	OomKills      uint64 `protobuf:"varint,15,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1150,6 +1153,13 @@ func (x *ProcessRecord) GetCgroups() map[string]string {
 		return x.Cgroups
 	}
 	return nil
+}
+
+func (x *ProcessRecord) GetOomKills() uint64 {
+	if x != nil {
+		return x.OomKills
+	}
+	return 0
 }
 
 // LogRange says which part of a node's log is asked for. Without any of its fields it is all that is kept.
@@ -1376,7 +1386,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bended_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1f\n" +
 	"\vinstance_id\x18\x06 \x01(\tR\n" +
 	"instanceId\x12\x12\n" +
-	"\x04wish\x18\a \x01(\fR\x04wish\"\x9b\x04\n" +
+	"\x04wish\x18\a \x01(\fR\x04wish\"\xb8\x04\n" +
 	"\rProcessRecord\x12\"\n" +
 	"\x04node\x18\x01 \x01(\v2\x0e.sutra.v1.NodeR\x04node\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1f\n" +
@@ -1395,7 +1405,8 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\x06ending\x18\v \x01(\tR\x06ending\x12\x14\n" +
 	"\x05ready\x18\f \x01(\bR\x05ready\x12\x16\n" +
 	"\x06exited\x18\r \x01(\bR\x06exited\x12>\n" +
-	"\acgroups\x18\x0e \x03(\v2$.sutra.v1.ProcessRecord.CgroupsEntryR\acgroups\x1a:\n" +
+	"\acgroups\x18\x0e \x03(\v2$.sutra.v1.ProcessRecord.CgroupsEntryR\acgroups\x12\x1b\n" +
+	"\toom_kills\x18\x0f \x01(\x04R\boomKills\x1a:\n" +
 	"\fCgroupsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x01\n" +

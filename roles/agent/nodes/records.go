@@ -187,7 +187,7 @@ func recordMessage(node *sutrav1.Node, r supervisor.Record) *sutrav1.ProcessReco
 	rec := &sutrav1.ProcessRecord{
 		Node: node, Pid: int32(r.Identity.PID), StartTicks: r.Identity.StartTicks, BootId: r.Identity.BootID, LogStart: r.LogStart,
 		EverReady: r.EverReady, Restarts: uint32(r.Restarts), Crashes: uint32(r.Crashes), LastExit: exitMessage(r.LastExit),
-		Ending: r.Ending, Ready: r.Ready, Exited: r.Exited, Cgroups: r.Cgroups,
+		Ending: r.Ending, Ready: r.Ready, Exited: r.Exited, Cgroups: r.Cgroups, OomKills: r.OOMKills,
 	}
 	if !r.StartedAt.IsZero() {
 		rec.StartedAt = timestamppb.New(r.StartedAt)
@@ -201,7 +201,7 @@ func recordOf(rec *sutrav1.ProcessRecord) supervisor.Record {
 		Identity: supervisor.Identity{PID: int(rec.GetPid()), StartTicks: rec.GetStartTicks(), BootID: rec.GetBootId()},
 		LogStart: rec.GetLogStart(), EverReady: rec.GetEverReady(), Restarts: int(rec.GetRestarts()), Crashes: int(rec.GetCrashes()),
 		Ending: rec.GetEnding(), Ready: rec.GetReady(), Exited: rec.GetExited(), Completed: rec.GetNode().GetCompleted(), Failed: rec.GetNode().GetPhase() == sutrav1.Phase_PHASE_FAILED,
-		Cgroups: rec.GetCgroups(),
+		Cgroups: rec.GetCgroups(), OOMKills: rec.GetOomKills(),
 	}
 	if rec.GetStartedAt() != nil {
 		r.StartedAt = rec.GetStartedAt().AsTime()

@@ -19,7 +19,7 @@ import (
 func TestRecordsKeepAllThatAUnitHas(t *testing.T) {
 	at := time.Unix(1700000000, 5).UTC()
 	r := supervisor.Record{
-		Identity: supervisor.Identity{PID: 1, StartTicks: 2, BootID: "boot"}, Cgroups: map[string]string{"memory": "/memory/node"}, StartedAt: at, LogStart: 3,
+		Identity: supervisor.Identity{PID: 1, StartTicks: 2, BootID: "boot"}, Cgroups: map[string]string{"memory": "/memory/node"}, OOMKills: 6, StartedAt: at, LogStart: 3,
 		EverReady: true, Ready: true, Exited: true, Restarts: 4, Crashes: 5, Ending: "hung", Completed: true, Failed: true,
 		LastExit: &supervisor.Exit{Code: -1, Signal: "SIGKILL", At: at, Output: "last words", Unknown: true, OOMKilled: true, Cause: "hung"},
 	}
