@@ -20,7 +20,7 @@ func (g group) forkExec(path string, argv []string, attr *syscall.ProcAttr, l Li
 	old := g.old()
 	hold := l.OpenFiles > 0 || ownScore() != 0
 	if len(old) == 0 && !hold {
-		return syscall.ForkExec(path, argv, attr)
+		return forkUnblocked(path, argv, attr)
 	}
 	homes := make([]string, len(old))
 	for i, dir := range old {
@@ -28,11 +28,11 @@ func (g group) forkExec(path string, argv []string, attr *syscall.ProcAttr, l Li
 	}
 	err = visit(old, homes, func() (err error) {
 		attr.Sys.Ptrace = hold
-		pid, err = syscall.ForkExec(path, argv, attr)
+		pid, err = forkUnblocked(path, argv, attr)
 		if hold && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS)) {
 			// Tracing may be forbidden. Then the program runs for a moment before the limits hold.
 			attr.Sys.Ptrace = false
-			pid, err = syscall.ForkExec(path, argv, attr)
+			pid, err = forkUnblocked(path, argv, attr)
 		}
 		if err != nil || !hold {
 			return err

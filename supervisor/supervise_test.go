@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +64,8 @@ type plan struct {
 	// CrashFirst: the unit's first process is killed once it is ready.
 	CrashFirst bool
 	BackOff    Restart
+	// Deaf: the supervisor was started with signals that are ignored or blocked.
+	Deaf bool
 	// Lazy: the host's first process doesn't reap orphans until the test is over.
 	Lazy bool
 }
@@ -87,6 +92,10 @@ func supervise(args []string) error {
 	var p plan
 	if err := json.Unmarshal([]byte(args[0]), &p); err != nil {
 		return err
+	}
+	if p.Deaf {
+		p.Deaf = false
+		return deafen(p)
 	}
 	mounts, own, err := hide()
 	if err != nil {
@@ -127,6 +136,24 @@ func supervise(args []string) error {
 		return err
 	}
 	select {}
+}
+
+// deafen executes supervise anew, as somebody's script with traps or a program that waits for its signals in a thread would.
+func deafen(p plan) error {
+	args, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTSTP)
+	runtime.LockOSThread()
+	var mask unix.Sigset_t
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGUSR1} {
+		mask.Val[0] |= 1 << (sig - 1)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &mask, nil); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", []string{"fixture", string(args)}, os.Environ())
 }
 
 // basesOf are the folders of a group beneath this process's own, in each hierarchy of use.

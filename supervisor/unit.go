@@ -23,11 +23,14 @@ type Supervisor struct {
 //
 // notify is called for each event of a unit, in order, from the unit's own goroutine and without
 // a lock; it must return soon, for the unit waits for it.
+//
+// Signals that this process ignores it catches from then on, and does nothing about them still: units aren't to ignore them.
 func New(journal Journal, notify func(Event)) (*Supervisor, error) {
 	bootID, err := BootID()
 	if err != nil {
 		return nil, err
 	}
+	catchIgnored()
 	return &Supervisor{journal: journal, notify: notify, bootID: bootID, census: newCensus(), turns: newTurns(), hold: turnHold, patience: killPatience}, nil
 }
 
