@@ -211,6 +211,7 @@ func TestLetGoWithoutThePoller(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := &process{identity: p.identity, pidfd: os.NewFile(uintptr(blocking), "pidfd"), exited: make(chan struct{})}
+	children.add(p.identity.PID)
 	go second.watch()
 	free := make(chan struct{})
 	go func() {
@@ -242,6 +243,7 @@ func TestStrangersAreNotSignalled(t *testing.T) {
 	if _, err := unix.Wait4(p.identity.PID, nil, 0, nil); err != nil {
 		t.Fatal(err)
 	}
+	children.forget(p.identity.PID)
 	if flagErr != nil {
 		skip(t, "the kernel can't signal a group by descriptor: %v", flagErr)
 	}
