@@ -360,6 +360,9 @@ func (l *Logs) pause(now time.Time) time.Duration {
 
 // look sees how far a claimed log has grown, and rotates it where that is enough.
 func (l *Logs) look(g *keptLog) {
+	l.mu.Lock()
+	g.ended = false // what rests from now on is looked at once more
+	l.mu.Unlock()
 	before, since := g.size, g.looked
 	info, err := os.Stat(g.path)
 	now := time.Now()
@@ -389,7 +392,7 @@ func (l *Logs) look(g *keptLog) {
 		pause = 0
 	}
 	l.mu.Lock()
-	g.due, g.ended = now.Add(max(pause, lookSoonest)), false
+	g.due = now.Add(max(pause, lookSoonest))
 	l.mu.Unlock()
 }
 

@@ -313,6 +313,33 @@ func TestStuckLog(t *testing.T) {
 	}
 }
 
+// What is written while a log is looked at is seen, also where its unit ends meanwhile.
+func TestLogThatRestsWhileItIsLookedAt(t *testing.T) {
+	l, _ := smallLogs(t, t.TempDir(), 1<<30)
+	l.Watch("a")
+	last := bytes.Repeat([]byte("a last line\n"), int(l.part)/12+1)
+	works := l.cutter.release
+	l.cutter.release = func(int, int64) error { // after the look's first step
+		l.cutter.release = works
+		if err := appendTo(l.Path("a"), last); err != nil {
+			t.Error(err)
+		}
+		l.Rest("a")
+		return unix.EIO
+	}
+	lines := append(grow(t, l, "a", 0, 1), last...)
+	if due := l.dueAt(time.Now()); !slices.Equal(due, []string{"a"}) {
+		t.Fatalf("to be looked at: %v", due)
+	}
+	lookAt(l, "a")
+	if got := sizeOf(l.logs["a"]); got < int64(len(lines)) {
+		t.Errorf("%d bytes are counted of %d", got, len(lines))
+	}
+	if due := l.dueAt(time.Now()); len(due) != 0 {
+		t.Errorf("to be looked at: %v", due)
+	}
+}
+
 func TestUnboundedLogsAreToldOfOnce(t *testing.T) {
 	l, events := smallLogs(t, t.TempDir(), 1)
 	l.cutter.release = nil
