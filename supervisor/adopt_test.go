@@ -318,6 +318,18 @@ func TestAdoptOfOneThatFailed(t *testing.T) {
 	w.expect("process adopted: starting", "unit ended: failed")
 }
 
+// How it ended stays on record where somebody watched.
+func TestAdoptOfOneThatWasSeenToFail(t *testing.T) {
+	spec, _ := fixtureSpec(t, "exit", "7", "last words", "")
+	w := watch(t, spec)
+	exit := w.end().State.LastExit
+	again := adopt(t, spec, w.journal.last())
+	if got := again.end().State.LastExit; got == nil || got.String() != "exit code 7" || *got != *exit {
+		t.Errorf("exit %+v, want %+v", got, exit)
+	}
+	again.expect("process adopted: starting", "unit ended: failed")
+}
+
 func TestAdoptToStop(t *testing.T) {
 	for name, test := range map[string]struct {
 		spoil func(*Record)

@@ -201,6 +201,8 @@ func (u *Unit) run(p *process, exit *Exit) {
 			return
 		case exit == nil || asked || u.answered(exit):
 		case !u.record.EverReady:
+			u.record.LastExit, u.record.Exited, u.record.Ending = exit, true, ""
+			u.save()
 			u.end(Failed, exit)
 			return
 		default:
