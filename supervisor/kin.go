@@ -161,14 +161,24 @@ func marked(pid int, mark string) bool {
 	return false
 }
 
-// outputs are the files that a process has as its stdout and stderr.
+// removedSuffix is what the kernel has behind the path of an open file that was removed.
+const removedSuffix = " (deleted)"
+
+// outputs are the files that a process has as its stdout and stderr, or had before somebody removed them.
 func outputs(pid int) (paths []string) {
-	for _, fd := range []string{"1", "2"} {
-		if path, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/fd/" + fd); err == nil {
-			paths = append(paths, path)
-		}
+	for _, path := range outputLinks(pid) {
+		paths = append(paths, strings.TrimSuffix(path, removedSuffix))
 	}
 	return paths
+}
+
+func outputLinks(pid int) (links []string) {
+	for _, fd := range []string{"1", "2"} {
+		if path, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/fd/" + fd); err == nil {
+			links = append(links, path)
+		}
+	}
+	return links
 }
 
 // Lives tells whether processes of a unit run, whoever looks after them: in its control group, with its mark or with its log.

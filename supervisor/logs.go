@@ -53,6 +53,9 @@ const (
 	LogCut
 	// LogRemoved: the log of a unit that had ended was removed for the budget of all logs.
 	LogRemoved
+	// LogLost: the log's file was removed by somebody else, and the unit's processes write on where nobody reads. It isn't within
+	// any budget, and takes up the disk, until the unit's process is started anew.
+	LogLost
 )
 
 // LogEvent is one thing that happened to a log.
@@ -98,6 +101,8 @@ type keptLog struct {
 	looked   time.Time
 	segments []segment
 	stuck    bool
+	present  bool // the live file was there at the last look
+	lost     bool // it was then, and isn't any more
 }
 
 // note says that a log had come to a position at a time.
@@ -164,6 +169,13 @@ func (l *Logs) scan() error {
 			l.failed(g, err)
 		}
 	}
+	for _, pid := range pids() {
+		for _, link := range outputLinks(pid) {
+			if id, ok := strings.CutSuffix(filepath.Base(link), liveSuffix+removedSuffix); ok && filepath.Dir(link) == l.cfg.Dir && l.logs[id] == nil {
+				l.logs[id] = &keptLog{id: id, path: l.Path(id), present: true} // before it was removed
+			}
+		}
+	}
 	return nil
 }
 
@@ -183,7 +195,7 @@ func (l *Logs) takeUp(g *keptLog) error {
 	if err != nil {
 		return err
 	}
-	g.size, g.written, g.looked = info.Size(), info.ModTime(), time.Now()
+	g.size, g.written, g.looked, g.present = info.Size(), info.ModTime(), time.Now(), true
 	if g.head, err = settledHead(live); err != nil {
 		return err
 	}
@@ -362,18 +374,25 @@ func (l *Logs) pause(now time.Time) time.Duration {
 func (l *Logs) look(g *keptLog) {
 	l.mu.Lock()
 	g.ended = false // what rests from now on is looked at once more
+	watched := g.watched
 	l.mu.Unlock()
 	before, since := g.size, g.looked
 	info, err := os.Stat(g.path)
 	now := time.Now()
 	if errors.Is(err, fs.ErrNotExist) {
-		err = nil // nothing was written yet
+		err = nil // nothing was written yet, or
+		if g.present && watched {
+			l.tell(LogEvent{ID: g.id, Kind: LogLost})
+			g.lost, g.head, g.size = true, head{}, 0 // what is taken up isn't to be had back
+		}
 	}
-	if info != nil && (g.stuck || info.Size() != g.size || !info.ModTime().Equal(g.written)) {
+	g.present = info != nil
+	if info != nil && (g.stuck || g.lost || info.Size() != g.size || !info.ModTime().Equal(g.written)) {
 		g.size, g.written = info.Size(), info.ModTime()
-		if g.stuck || g.size < before { // somebody cut it
+		if g.stuck || g.lost || g.size < before { // somebody cut it
 			err = l.again(g)
 		}
+		g.lost = g.lost && err != nil
 		l.note(g, now)
 		if err == nil && l.cutter.release != nil && g.size-g.head.data >= l.part {
 			err = l.rotate(g)

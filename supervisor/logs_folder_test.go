@@ -313,6 +313,78 @@ func TestStuckLog(t *testing.T) {
 	}
 }
 
+// A live file that somebody removes is told of once, and what is written to another one later is kept as ever.
+func TestLiveFileThatSomebodyRemoves(t *testing.T) {
+	l, events := smallLogs(t, t.TempDir(), 1<<30)
+	lost := func() (n int) {
+		for _, e := range events() {
+			if e.Kind == LogLost && e.ID == "a" {
+				n++
+			}
+		}
+		return n
+	}
+	l.Watch("a")
+	lookAt(l, "a")
+	if lost() != 0 {
+		t.Error("one that wasn't made yet is called removed")
+	}
+	for round := range 2 {
+		grow(t, l, "a", 0, 3)
+		if err := os.Remove(l.Path("a")); err != nil {
+			t.Fatal(err)
+		}
+		lookAt(l, "a")
+		lookAt(l, "a")
+		if got := lost(); got != round+1 {
+			t.Errorf("told %d times of %d removals", got, round+1)
+		}
+		if g := l.logs["a"]; g.size != 0 || g.head != (head{}) {
+			t.Errorf("known of it: %+v", g)
+		}
+		lines := grow(t, l, "a", 1000, 3)
+		if got, begin, err := readAll(l.Path("a"), 0); err != nil || begin != 0 || !bytes.Equal(got, lines) {
+			t.Errorf("kept from %d on, %d bytes of %d: %v", begin, len(got), len(lines), err)
+		}
+	}
+	l.Rest("a")
+	if err := os.Remove(l.Path("a")); err != nil {
+		t.Fatal(err)
+	}
+	lookAt(l, "a")
+	if got := lost(); got != 2 {
+		t.Error("one that nobody writes to is told of")
+	}
+	for _, e := range events() {
+		if e.Kind == LogStuck {
+			t.Error(e.Err)
+		}
+	}
+}
+
+// Whose log was removed while no supervisor ran is told of by the next one, and is known by it still.
+func TestLiveFileThatWasRemovedWhileNobodyLooked(t *testing.T) {
+	dir := t.TempDir()
+	spec := commandSpec(t, "sleep", "3600")
+	spec.LogPath, spec.Mark = filepath.Join(dir, "a"+liveSuffix), ""
+	w := watch(t, spec)
+	pid := w.until(ProcessReady).State.PID
+	if err := os.Remove(spec.LogPath); err != nil {
+		t.Fatal(err)
+	}
+	l, events := smallLogs(t, dir, 1<<30)
+	l.Watch("a")
+	lookAt(l, "a")
+	if all := events(); len(all) != 1 || all[0] != (LogEvent{ID: "a", Kind: LogLost}) {
+		t.Errorf("told: %v", all)
+	}
+	if !slices.Contains(Living(Cgroups{}, "SUTRA_TEST_NOBODY=", dir), "a") || !slices.Equal(newKin(group{}, &spec).find(), []int{pid}) {
+		t.Error("it isn't known by its log")
+	}
+	w.Stop()
+	w.end()
+}
+
 // What is written while a log is looked at is seen, also where its unit ends meanwhile.
 func TestLogThatRestsWhileItIsLookedAt(t *testing.T) {
 	l, _ := smallLogs(t, t.TempDir(), 1<<30)

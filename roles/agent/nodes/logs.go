@@ -32,6 +32,9 @@ func (m *Manager) logged(ev supervisor.LogEvent) {
 		log.Warn().Err(ev.Err).Msg("node's log not rotated; trying on")
 	case supervisor.LogCut:
 		log.Debug().Int64("bytes", ev.Bytes).Msg("the oldest part of a node's log wasn't kept")
+	case supervisor.LogLost:
+		log.Error().Str("hint", "begin a new one with: sutra restart --node "+ev.ID).
+			Msg("node's log was removed by somebody else; the node writes on where nobody can read it, and that fills the disk")
 	case supervisor.LogRemoved:
 		log.Info().Int64("bytes", ev.Bytes).Msg("log of a node that has ended removed: the budget of all logs is spent")
 	}
