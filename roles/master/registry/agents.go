@@ -153,10 +153,10 @@ func (r *Registry) Beat(b *sutrav1.HeartbeatRequest, now time.Time) (wantFull bo
 	a.live.Beat(r.awake(now))
 	a.lastBeat = now
 	if b.GetFull() {
-		r.observeAll(a, b.GetChanged(), now)
+		doubt := r.observeAll(a, b.GetChanged(), now)
 		r.measured(b)
 		r.touch()
-		return false, nil
+		return doubt, nil
 	}
 	if !a.inventory {
 		return true, nil
@@ -187,8 +187,9 @@ func (r *Registry) measured(b *sutrav1.HeartbeatRequest) {
 	}
 }
 
-// observeAll takes in everything that an agent runs: what isn't listed isn't there.
-func (r *Registry) observeAll(a *agent, nodes []*sutrav1.Node, now time.Time) {
+// observeAll takes in everything that an agent runs: what isn't listed isn't there. But a list may have been on its way when
+// the agent answered a call with a node that it doesn't have yet: of such a one there is doubt, until the next list.
+func (r *Registry) observeAll(a *agent, nodes []*sutrav1.Node, now time.Time) (doubt bool) {
 	listed := make(map[string]bool, len(nodes))
 	for _, n := range nodes {
 		if n.GetAgentId() == a.info.GetAgentId() {
@@ -197,15 +198,21 @@ func (r *Registry) observeAll(a *agent, nodes []*sutrav1.Node, now time.Time) {
 		}
 	}
 	for id, n := range r.on[a.info.GetAgentId()] {
-		if !listed[id] {
+		switch {
+		case listed[id]:
+		case n.answered:
+			doubt = true
+		default:
 			r.unsee(id, n)
 		}
+		n.answered = false
 	}
 	a.inventory = true
+	return doubt
 }
 
 func (r *Registry) unsee(id string, n *node) {
-	n.seen, n.seenAt, n.usage = nil, time.Time{}, nil
+	n.seen, n.seenAt, n.usage, n.answered = nil, time.Time{}, nil, false
 	if n.record == nil {
 		r.remove(id, n)
 	}
@@ -216,6 +223,9 @@ func (r *Registry) Observe(n *sutrav1.Node, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.observe(n, now)
+	if known := r.nodes[n.GetNodeId()]; known != nil && known.seen == n {
+		known.answered = true
+	}
 }
 
 func (r *Registry) observe(said *sutrav1.Node, now time.Time) {

@@ -318,6 +318,37 @@ func TestBeatsSayWhatRuns(t *testing.T) {
 	}
 }
 
+// A list of all that an agent runs may be older than its answer to a call: it takes two lists to take such a node for gone.
+func TestListThatIsOlderThanAnAnswer(t *testing.T) {
+	g := newGrid(t)
+	g.register(host("a"))
+	g.Observe(says("n", "a", running, 5), g.now)
+	beat := &sutrav1.HeartbeatRequest{AgentId: "a", Epoch: 1, Full: true}
+	for i, want := range []struct{ full, seen bool }{{true, true}, {false, false}} {
+		beat.Sequence++
+		if full := g.beat(beat); full != want.full {
+			t.Errorf("list %d: another one is wanted: %v", i, full)
+		}
+		_, seen := g.Node("n", g.now)
+		if seen != want.seen {
+			t.Errorf("list %d: it is there: %v", i, seen)
+		}
+	}
+	// One that lists it dispels the doubt.
+	g.Observe(says("n", "a", running, 6), g.now)
+	beat.Sequence++
+	beat.Changed = []*sutrav1.Node{says("n", "a", running, 6)}
+	g.beat(beat)
+	beat.Sequence++
+	beat.Changed = nil
+	if g.beat(beat) {
+		t.Error("one that was listed, and isn't any more, is in doubt")
+	}
+	if _, seen := g.Node("n", g.now); seen {
+		t.Error("it is still there")
+	}
+}
+
 func TestNewerRevisionStands(t *testing.T) {
 	g := newGrid(t)
 	g.register(host("a"), says("n", "a", starting, 5))

@@ -22,9 +22,11 @@ type model struct {
 	records, tombs map[string]*sutrav1.NodeRecord
 	// seen is what the master was last told of each node.
 	seen map[string]*sutrav1.Node
-	open map[string]func() // reservations that have no outcome yet
-	over map[string]bool   // nodes that ended at some time, forgotten ones included
-	made int
+	// answered are those of seen that were told of in an answer, since the last inventory.
+	answered map[string]bool
+	open     map[string]func() // reservations that have no outcome yet
+	over     map[string]bool   // nodes that ended at some time, forgotten ones included
+	made     int
 	// kept are messages that went in or came out, each beside a copy of what it was then.
 	kept []keptMessage
 }
@@ -46,7 +48,7 @@ func newModel(t *rapid.T) *model {
 		grid:    newGrid(t),
 		hosts:   map[string]*modelHost{"a": {runs: map[string]*sutrav1.Node{}}, "b": {runs: map[string]*sutrav1.Node{}}},
 		records: map[string]*sutrav1.NodeRecord{}, tombs: map[string]*sutrav1.NodeRecord{},
-		seen: map[string]*sutrav1.Node{}, open: map[string]func(){}, over: map[string]bool{},
+		seen: map[string]*sutrav1.Node{}, answered: map[string]bool{}, open: map[string]func(){}, over: map[string]bool{},
 	}
 }
 
@@ -102,16 +104,24 @@ func (m *model) say(h *modelHost, n *sutrav1.Node, phase sutrav1.Phase) {
 	h.runs[n.GetNodeId()], h.changed[n.GetNodeId()] = n, true
 }
 
-func (m *model) inventory(agentID string, h *modelHost) {
+// inventory takes in all that an agent runs. What it told of in an answer, and doesn't list, is in doubt until the next one.
+func (m *model) inventory(agentID string, h *modelHost) (doubt bool) {
 	for id, n := range m.seen {
-		if n.GetAgentId() == agentID {
+		switch {
+		case n.GetAgentId() != agentID:
+			continue
+		case m.answered[id] && h.runs[id] == nil:
+			doubt = true
+		default:
 			delete(m.seen, id)
 		}
+		delete(m.answered, id)
 	}
 	for id, n := range h.runs {
 		m.seen[id] = n
 	}
 	h.changed, h.silentSince = map[string]bool{}, m.now
+	return doubt
 }
 
 // Register: the agent starts, and counts its revisions anew.
@@ -162,21 +172,24 @@ func (m *model) Beat(t *rapid.T) {
 		}
 	}
 	m.keep(b)
-	if m.beat(b) {
-		t.Fatalf("%s is asked for an inventory that it gave", id)
-	}
+	wantFull, doubt := m.beat(b), false
 	switch {
 	case late:
 	case b.GetFull():
-		m.inventory(id, h)
+		doubt = m.inventory(id, h)
 	default:
 		for n := range h.changed {
-			delete(m.seen, n)
+			if delete(m.seen, n); h.runs[n] == nil {
+				delete(m.answered, n)
+			}
 			if h.runs[n] != nil {
 				m.seen[n] = h.runs[n]
 			}
 		}
 		h.changed, h.silentSince = map[string]bool{}, m.now
+	}
+	if wantFull != doubt {
+		t.Fatalf("%s is asked for another inventory: %v, want %v", id, wantFull, doubt)
 	}
 }
 
@@ -282,6 +295,7 @@ func (m *model) Answer(t *rapid.T) {
 	m.say(h, n, running)
 	m.keep(h.runs[id])
 	m.Observe(h.runs[id], m.now)
+	m.answered[id] = true
 	m.seen[id] = h.runs[id]
 	m.change(id, func(rec *sutrav1.NodeRecord) { rec.Confirmed, rec.Node.Port = true, n.GetPort() })
 }
@@ -322,6 +336,7 @@ func (m *model) End(t *rapid.T) {
 	delete(h.runs, id)
 	m.Gone(id)
 	delete(m.seen, id)
+	delete(m.answered, id)
 	m.over[id] = true
 	m.records[id] = m.end(id, rapid.SampledFrom([]sutrav1.Phase{stopped, failed}).Draw(t, "phase"))
 	m.keep(m.records[id])
@@ -337,7 +352,7 @@ func (m *model) Ghost(t *rapid.T) {
 	n := says(id, rec.GetNode().GetAgentId(), running, 0)
 	n.Port = rec.GetNode().GetPort()
 	m.Observe(n, m.now)
-	m.seen[id] = n
+	m.seen[id], m.answered[id] = n, true
 	m.keep(n)
 }
 

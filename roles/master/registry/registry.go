@@ -56,7 +56,9 @@ type node struct {
 	record  *sutrav1.NodeRecord // nil: an agent runs it and nobody here knows why
 	seen    *sutrav1.Node       // nil: its agent doesn't speak of it
 	seenAt  time.Time
-	usage   *sutrav1.Usage // of the process that was seen last; nil where that wasn't measured yet
+	// answered: it was seen in the answer to a call, and no list of all that the agent runs came since.
+	answered bool
+	usage    *sutrav1.Usage // of the process that was seen last; nil where that wasn't measured yet
 	// ticket holds one token; who changes the record on disk has it meanwhile.
 	ticket chan struct{}
 	// busy counts the calls under way that change the node; the reconciler leaves it alone meanwhile.
