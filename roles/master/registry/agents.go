@@ -69,7 +69,7 @@ func (r *Registry) Register(claim *sutrav1.Agent, nodes []*sutrav1.Node, now tim
 	a.info, a.claim = claim, nil
 	a.live.Beat(r.awake(now))
 	a.lastBeat, a.sequence, a.inventory = now, 0, false
-	r.observeAll(a, nodes, now)
+	a.inventory = !r.observeAll(a, nodes, now) // in doubt, the next beat is asked to be full
 	for _, n := range r.on[claim.GetAgentId()] {
 		n.calm() // what failed at the agent as it was may well succeed now
 	}

@@ -41,6 +41,8 @@ type modelHost struct {
 	changed                   map[string]bool // since the last beat
 	// left: it took its leave and hasn't started since; forgotten: it had no node then.
 	left, forgotten bool
+	// doubt: its registration left one, so that a full beat is waited for.
+	doubt bool
 }
 
 func newModel(t *rapid.T) *model {
@@ -140,7 +142,7 @@ func (m *model) Register(t *rapid.T) {
 	if claim.GetEpoch() != h.epoch {
 		t.Fatalf("%s got epoch %d at its start number %d", id, claim.GetEpoch(), h.epoch)
 	}
-	m.inventory(id, h)
+	h.doubt = m.inventory(id, h)
 }
 
 func (m *model) Beat(t *rapid.T) {
@@ -177,6 +179,9 @@ func (m *model) Beat(t *rapid.T) {
 	case late:
 	case b.GetFull():
 		doubt = m.inventory(id, h)
+		h.doubt = false
+	case h.doubt:
+		doubt, h.silentSince = true, m.now
 	default:
 		for n := range h.changed {
 			if delete(m.seen, n); h.runs[n] == nil {
