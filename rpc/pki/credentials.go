@@ -1,0 +1,161 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+)
+
+// Credentials are one identity with its key, and the roots that it trusts: what a process shows at the other end of a
+// connection, and what it holds the other end against.
+type Credentials struct {
+	Identity Identity
+	// Expires is when the certificate ends.
+	Expires time.Time
+	// Begins is when it was made, about.
+	Begins time.Time
+	cert   tls.Certificate
+	roots  []*x509.Certificate
+}
+
+// NewCredentials puts together what an authority answered to a request with a key: the chain, leaf first, and the roots.
+func NewCredentials(key *ecdsa.PrivateKey, chain, roots []*x509.Certificate) (*Credentials, error) {
+	if len(chain) == 0 || len(roots) == 0 {
+		return nil, errors.New("credentials without a certificate or without roots")
+	}
+	leaf := chain[0]
+	if public, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !public.Equal(key.Public()) {
+		return nil, errors.New("the certificate isn't that of the key")
+	}
+	id, err := identityOf(leaf)
+	if err != nil {
+		return nil, err
+	}
+	c := &Credentials{
+		Identity: id, Begins: leaf.NotBefore.Add(backdate), Expires: leaf.NotAfter, roots: roots,
+		cert: tls.Certificate{PrivateKey: key, Leaf: leaf},
+	}
+	for _, cert := range chain {
+		c.cert.Certificate = append(c.cert.Certificate, cert.Raw)
+	}
+	return c, nil
+}
+
+// Own issues credentials for an identity whose key is this process's own.
+func (a *Authority) Own(id Identity, ttl time.Duration) (*Credentials, error) {
+	key, request, err := NewRequest()
+	if err != nil {
+		return nil, err
+	}
+	chain, err := a.Issue(request, id, ttl)
+	if err != nil {
+		return nil, err
+	}
+	return NewCredentials(key, chain, a.Roots())
+}
+
+// Key is the credentials' private key.
+func (c *Credentials) Key() *ecdsa.PrivateKey {
+	key, _ := c.cert.PrivateKey.(*ecdsa.PrivateKey) // always one
+	return key
+}
+
+// Chain is the certificate with those that vouch for it, leaf first, in DER.
+func (c *Credentials) Chain() [][]byte { return c.cert.Certificate }
+
+// Save writes the credentials to a file that only its owner can read.
+func (c *Credentials) Save(path string) error {
+	certs, err := ParseCertificates(c.cert.Certificate)
+	if err != nil {
+		return err
+	}
+	for _, root := range c.roots {
+		if !contains(certs, root) {
+			certs = append(certs, root)
+		}
+	}
+	if err := writePEM(path, c.Key(), certs); err != nil {
+		return fmt.Errorf("save the credentials of %s: %w", c.Identity, err)
+	}
+	return nil
+}
+
+// Load reads credentials that Save wrote; the error is fs.ErrNotExist where there are none. The roots are those
+// certificates in it that vouch for themselves.
+func Load(path string) (*Credentials, error) {
+	key, certs, err := readPEM(path)
+	if err != nil {
+		return nil, fmt.Errorf("load credentials: %w", err)
+	}
+	var roots []*x509.Certificate
+	for _, c := range certs {
+		if c.IsCA && bytes.Equal(c.RawIssuer, c.RawSubject) && c.CheckSignatureFrom(c) == nil {
+			roots = append(roots, c)
+		}
+	}
+	c, err := NewCredentials(key, certs, roots)
+	if err != nil {
+		return nil, fmt.Errorf("load credentials from %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func contains(certs []*x509.Certificate, c *x509.Certificate) bool {
+	for _, other := range certs {
+		if other.Equal(c) {
+			return true
+		}
+	}
+	return false
+}
+
+// ParseCertificates reads certificates in DER.
+func ParseCertificates(ders [][]byte) ([]*x509.Certificate, error) {
+	certs := make([]*x509.Certificate, 0, len(ders))
+	for _, der := range ders {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("read a certificate: %w", err)
+		}
+		certs = append(certs, c)
+	}
+	return certs, nil
+}
+
+// Holder holds the credentials that connections are made with; they may be replaced while it is in use. The zero Holder
+// has none yet.
+type Holder struct{ current atomic.Pointer[Credentials] }
+
+// Set replaces the credentials: connections from now on are made with them, and those that are there go on.
+func (h *Holder) Set(c *Credentials) { h.current.Store(c) }
+
+// Get returns the credentials, nil where there are none yet.
+func (h *Holder) Get() *Credentials { return h.current.Load() }
+
+// RenewAt is when the credentials are to be replaced: after two thirds of their life, and up to a tenth of it earlier, so that
+// a grid's identities aren't renewed together.
+func (c *Credentials) RenewAt() time.Time {
+	life := c.Expires.Sub(c.Begins)
+	early := time.Duration(c.cert.Leaf.SerialNumber.Uint64() % uint64(max(life/10, 1))) //nolint:gosec // positive; the serial number is random
+	return c.Begins.Add(life*2/3 - early)
+}
+
+// FromAnswer puts together what a master answered to a request with a key.
+func FromAnswer(key *ecdsa.PrivateKey, answer *sutrav1.Certificates) (*Credentials, error) {
+	chain, err := ParseCertificates(answer.GetChain())
+	if err != nil {
+		return nil, err
+	}
+	roots, err := ParseCertificates(answer.GetRoots())
+	if err != nil {
+		return nil, err
+	}
+	return NewCredentials(key, chain, roots)
+}

@@ -1,0 +1,132 @@
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+const (
+	certBlock = "CERTIFICATE"
+	keyBlock  = "PRIVATE KEY"
+)
+
+// pair is a certificate with its key.
+type pair struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func (p pair) write(path string) error { return writePEM(path, p.key, []*x509.Certificate{p.cert}) }
+
+func readPair(path string) (pair, error) {
+	key, certs, err := readPEM(path)
+	if err != nil {
+		return pair{}, err
+	}
+	if len(certs) != 1 {
+		return pair{}, fmt.Errorf("%s has %d certificates, where one is wanted", path, len(certs))
+	}
+	return pair{cert: certs[0], key: key}, nil
+}
+
+// writePEM replaces a file by a key and certificates, at once and durably; nobody but its owner may read it.
+func writePEM(path string, key *ecdsa.PrivateKey, certs []*x509.Certificate) (err error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return fmt.Errorf("encode the key: %w", err)
+	}
+	data := pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der})
+	for _, c := range certs {
+		data = append(data, pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: c.Raw})...)
+	}
+	return writeSecret(path, data)
+}
+
+// writeSecret replaces a file, which nobody but its owner may read, at once and durably.
+func writeSecret(path string, data []byte) (err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-") // 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil // it is there, and as durable as this folder lets it be
+	}
+	_ = errors.Join(folder.Sync(), folder.Close()) // as well
+	return nil
+}
+
+// readPEM reads a file that writePEM wrote. One that others may read is refused: whoever could read it could be its owner.
+func readPEM(path string) (key *ecdsa.PrivateKey, certs []*x509.Certificate, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, nil, fmt.Errorf("%s may be read by others (mode %04o); it holds a key: chmod 600 it", path, info.Mode().Perm())
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, certs, err = parsePEM(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return key, certs, nil
+}
+
+// parsePEM reads one key and the certificates, of which the first must be the key's.
+func parsePEM(data []byte) (key *ecdsa.PrivateKey, certs []*x509.Certificate, err error) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		switch block.Type {
+		case certBlock:
+			cert, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				return nil, nil, fmt.Errorf("read a certificate: %w", err)
+			}
+			certs = append(certs, cert)
+		case keyBlock:
+			found, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+			if err != nil {
+				return nil, nil, errors.New("read the key: it is damaged") // the parser's words may show some of it
+			}
+			ec, ok := found.(*ecdsa.PrivateKey)
+			if !ok || key != nil {
+				return nil, nil, errors.New("there must be one key in it, an ECDSA one")
+			}
+			key = ec
+		}
+	}
+	if key == nil || len(certs) == 0 {
+		return nil, nil, errors.New("there must be a key and a certificate in it")
+	}
+	if public, ok := certs[0].PublicKey.(*ecdsa.PublicKey); !ok || !public.Equal(key.Public()) {
+		return nil, nil, errors.New("its first certificate isn't that of its key")
+	}
+	return key, certs, nil
+}
+
+// missing tells whether an error is that of a file that isn't there.
+func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
