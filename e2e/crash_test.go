@@ -22,6 +22,7 @@ import (
 	"github.com/sutra-grid/sutra/e2e/harness"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // manyProfiles is the [storage] section of an agent that runs many cheap nodes and beats often.
@@ -57,7 +58,7 @@ func rounds(t *testing.T) int {
 // caller is a client of its own, with a connection of its own.
 func caller(t *testing.T, g *harness.Grid) sutrav1.GridMasterClient {
 	t.Helper()
-	ch := rpc.Master(g.Endpoint, nil)
+	ch := rpc.Master(g.Endpoint, g.Credentials, nil)
 	t.Cleanup(ch.Close)
 	return sutrav1.NewGridMasterClient(ch)
 }
@@ -109,7 +110,8 @@ func held(t *testing.T, g *harness.Grid) (map[string]sutrav1.Phase, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool := rpc.NewPool(nil)
+	_, grid := g.Authority()
+	pool := rpc.NewPool(g.As(pki.MasterIdentity(grid, "test")), nil)
 	defer pool.Close()
 	found := map[string]sutrav1.Phase{}
 	for _, a := range agents.GetAgents() {

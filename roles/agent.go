@@ -28,6 +28,12 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 			"Exit codes: 0 stopped by a signal, 1 failed, 2 usage or a file that can't be right, 7 its agent_id is taken.",
 		Flags: append(homeFlag(),
 			&cli.StringFlag{Name: "config", Usage: "the agent's `FILE`"},
+			&cli.StringFlag{
+				Name: "join-token", EnvVars: []string{"SUTRA_JOIN_TOKEN"}, FilePath: "",
+				Usage: "`TOKEN` to join the grid with, the first time (default: $SUTRA_JOIN_TOKEN, which shows in no list of processes; else the one that a master of this host has left)",
+			},
+			&cli.StringFlag{Name: "join-token-file", Usage: "`FILE` that has the token"},
+			client.InsecureFlag(""),
 			&cli.BoolFlag{Name: "stop-nodes", Usage: "take the nodes along when the agent is stopped (default: they run on, and the next start takes them up)"},
 			&cli.BoolFlag{Name: "print-config", Usage: "print a commented example of the file and exit"},
 			&cli.BoolFlag{Name: "print-unit", Usage: "print a commented systemd unit that runs this agent and exit"},
@@ -57,8 +63,18 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 			if c.Bool("print-unit") {
 				return printUnit(s, binary, c.String("config"), home, file, c.Bool("stop-nodes"))
 			}
+			token, err := joinToken(c)
+			if err != nil {
+				return err
+			}
+			insecure := client.InsecureOf(c)
+			for _, address := range append([]string{file.Advertise}, file.MasterEndpoints...) {
+				if err := insecure.Allows(address); address != "" && err != nil {
+					return &client.UsageError{Message: err.Error()}
+				}
+			}
 			a, err := agent.New(c.Context, agent.Config{
-				Home: home, File: file, Binary: binary, StopNodes: c.Bool("stop-nodes"), Version: version, Log: newLogger(s, zerolog.InfoLevel),
+				JoinToken: token, Insecure: insecure, Home: home, File: file, Binary: binary, StopNodes: c.Bool("stop-nodes"), Version: version, Log: newLogger(s, zerolog.InfoLevel),
 				Listen: func() (calls, metrics net.Listener, err error) { return listenAs(file, c.String("config")) },
 			})
 			if err != nil {
@@ -67,6 +83,22 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 			return a.Run(c.Context)
 		},
 	}
+}
+
+// joinToken is the token that the agent was given; empty where it was given none.
+func joinToken(c *cli.Context) (string, error) {
+	token, file := c.String("join-token"), c.String("join-token-file")
+	switch {
+	case token != "" && file != "":
+		return "", &client.UsageError{Message: "--join-token and --join-token-file exclude each other"}
+	case file == "":
+		return token, nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", &client.UsageError{Message: "--join-token-file: " + err.Error()}
+	}
+	return string(data), nil
 }
 
 // listenAs opens what an agent's file says, the path of which is name.

@@ -1,6 +1,9 @@
 package roles
 
 import (
+	"fmt"
+	"time"
+
 	"github.com/rs/zerolog"
 	"github.com/urfave/cli/v2"
 
@@ -9,6 +12,9 @@ import (
 	"github.com/sutra-grid/sutra/roles/client"
 	"github.com/sutra-grid/sutra/roles/master"
 )
+
+// maxCertificateLife bounds how long a stolen key is of use.
+const maxCertificateLife = 30 * 24 * time.Hour
 
 func masterCommand(s *client.Streams, version string) *cli.Command {
 	defaults := health.DefaultThresholds()
@@ -21,6 +27,8 @@ func masterCommand(s *client.Streams, version string) *cli.Command {
 		Flags: append(homeFlag(),
 			&cli.StringFlag{Name: "listen", Usage: "gRPC `ADDRESS`; port 0 takes any free one", Value: "0.0.0.0:7000"},
 			&cli.StringFlag{Name: "http", Usage: "`ADDRESS` of /metrics and /healthz, or off", Value: "127.0.0.1:7080"},
+			client.InsecureFlag(""),
+			&cli.DurationFlag{Name: "certificate-life", Usage: "`TIME` that the grid's certificates last, and are renewed in", Value: 24 * time.Hour},
 			&cli.DurationFlag{Name: "degraded-after", Usage: "silence after which an agent is DEGRADED", Value: defaults.Degraded},
 			&cli.DurationFlag{Name: "offline-after", Usage: "silence after which an agent is OFFLINE", Value: defaults.Offline},
 		),
@@ -33,11 +41,17 @@ func masterCommand(s *client.Streams, version string) *cli.Command {
 				return err
 			}
 			cfg := master.Config{
-				Home: home, Version: version, Log: newLogger(s, zerolog.InfoLevel),
+				Home: home, Version: version, Insecure: client.InsecureOf(c), CertificateLife: c.Duration("certificate-life"), Log: newLogger(s, zerolog.InfoLevel),
 				Thresholds: health.Thresholds{Degraded: c.Duration("degraded-after"), Offline: c.Duration("offline-after")},
 			}
 			if err := cfg.Thresholds.Validate(); err != nil {
 				return &client.UsageError{Message: err.Error()}
+			}
+			if cfg.CertificateLife < time.Second || cfg.CertificateLife > maxCertificateLife {
+				return &client.UsageError{Message: fmt.Sprintf("--certificate-life %s isn't between 1s and %s", cfg.CertificateLife, maxCertificateLife)}
+			}
+			if err := cfg.Insecure.Allows(c.String("listen")); err != nil {
+				return &client.UsageError{Message: err.Error(), Hint: "sutra master --insecure --listen 127.0.0.1:7000"}
 			}
 			if cfg.Listener, err = listen("the master", c.String("listen"), "sutra master --listen HOST:PORT"); err != nil {
 				return err

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -35,11 +36,36 @@ func Main(args []string, version string) int {
 		Out: os.Stdout, Err: os.Stderr, OutTTY: isTerminal(os.Stdout), ErrTTY: isTerminal(os.Stderr),
 		Color: os.Getenv("NO_COLOR") == "", Call: callName(args),
 	}
+	args = hideSecrets(args)
 	err := run(ctx, streams, version, args)
 	if err != nil {
 		client.PrintError(streams, client.WantsJSON(args), err)
 	}
 	return client.ExitCode(err)
+}
+
+// hideSecrets takes the secrets out of the command line that the host's other accounts see of this process, and returns a copy
+// that still has them.
+func hideSecrets(args []string) []string {
+	own := make([]string, len(args))
+	for i, arg := range args {
+		own[i] = strings.Clone(arg)
+	}
+	for i, arg := range args {
+		secret := ""
+		for _, flag := range []string{"--join-token", "--token"} {
+			if value, ok := strings.CutPrefix(arg, flag+"="); ok {
+				secret = value
+			} else if i > 0 && args[i-1] == flag {
+				secret = arg
+			}
+		}
+		if secret != "" && len(os.Args) > i && unsafe.StringData(os.Args[i]) == unsafe.StringData(arg) {
+			// The words of os.Args are where the kernel has put them, and shows them from.
+			clear(unsafe.Slice(unsafe.StringData(secret), len(secret))) //nolint:gosec // the process's own memory, which may be written to
+		}
+	}
+	return own
 }
 
 // callName is how the person calls the binary: "go run ." where that built it.

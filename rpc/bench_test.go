@@ -37,8 +37,8 @@ func BenchmarkUnary(b *testing.B) {
 	})
 	channel := func(b *testing.B, m *Metrics) {
 		b.Helper()
-		run(b, NewServer(zerolog.Nop(), m), func(endpoint string) grpc.ClientConnInterface {
-			pool := NewPool(m)
+		run(b, NewServer(zerolog.Nop(), m, Guard{}), func(endpoint string) grpc.ClientConnInterface {
+			pool := NewPool(nil, m)
 			b.Cleanup(pool.Close)
 			return pool.Agent("agent-001", endpoint)
 		})

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 const (
@@ -42,9 +43,19 @@ type Channel struct {
 
 var _ grpc.ClientConnInterface = (*Channel)(nil)
 
-// Master returns a channel to the master at endpoint (host:port). It connects at the first call.
-func Master(endpoint string, m *Metrics) *Channel {
-	return &Channel{peer: "the master", unreachable: MasterUnreachable, link: newLink(endpoint, m), metrics: m}
+// Master returns a channel to the master at endpoint (host:port), for one with these credentials; nil: in the clear. It
+// connects at the first call.
+func Master(endpoint string, credentials func() []*pki.Credentials, m *Metrics) *Channel {
+	return masterChannel(endpoint, Trust{Credentials: credentials, Peer: pki.Peer{Kind: pki.Master}}, m)
+}
+
+// Join returns a channel to the master at endpoint for one that has a token and no credentials yet.
+func Join(endpoint string, token pki.Token) *Channel {
+	return masterChannel(endpoint, Trust{Token: &token}, nil)
+}
+
+func masterChannel(endpoint string, trust Trust, m *Metrics) *Channel {
+	return &Channel{peer: "the master", unreachable: MasterUnreachable, link: newLink(endpoint, trust, m), metrics: m}
 }
 
 // Close drops the connection; calls under way end in UNAVAILABLE.
@@ -187,7 +198,7 @@ func backoff() retry.Backoff {
 // transient tells whether the same call may succeed in a moment: nothing answered,
 // or a server answered that it will be ready soon.
 func transient(err error) bool {
-	if status.Code(err) != codes.Unavailable || errors.Is(err, errClosed) {
+	if _, ok := untrusted(err.Error()); ok || status.Code(err) != codes.Unavailable || errors.Is(err, errClosed) {
 		return false
 	}
 	return !answered(err) || AsError(err).RetryAfter > 0
@@ -200,6 +211,11 @@ func (c *Channel) explain(err error) *Error {
 	}
 	e := AsError(err)
 	e.unanswered = true
+	if why, ok := untrusted(e.Message); ok {
+		e.Reason, e.code = UntrustedPeer, codes.Unauthenticated
+		e.Message = "who answers at " + c.link.endpoint + " isn't taken for " + c.peer + " of this grid: " + why
+		return e
+	}
 	if foreign(err) {
 		e.code = codes.Unavailable // whatever it answered: who was called isn't there
 	}
@@ -254,6 +270,12 @@ var wrappers = regexp.MustCompile(`^(connection error: desc = "?|transport: |Err
 func cause(message string) string {
 	has := func(words string) bool { return strings.Contains(message, words) }
 	switch {
+	case has("first record does not look like a TLS handshake"):
+		return "what listens there doesn't speak TLS"
+	case has(tlsTrouble) && (has("EOF") || has("connection reset") || has("broken pipe")):
+		return "what listens there closed the connection at once"
+	case has(tlsTrouble) && (has("deadline exceeded") || has("i/o timeout")):
+		return "what listens there doesn't answer"
 	case (has("server preface") || has("write: ")) && (has("EOF") || has("connection reset") || has("broken pipe")):
 		return "what listens there closed the connection at once"
 	case has("server preface") && has("use of closed network connection"):

@@ -165,7 +165,7 @@ func TestEndedHints(t *testing.T) {
 func TestAPanicEndsOneCallOnly(t *testing.T) {
 	checkLeaks(t)
 	log := &safeBuffer{}
-	srv := NewServer(zerolog.New(log), nil)
+	srv := NewServer(zerolog.New(log), nil, Guard{})
 	sutrav1.RegisterGridMasterServer(srv, &master{heartbeat: func(context.Context, int) (*sutrav1.HeartbeatResponse, error) {
 		panicsHere()
 		return nil, nil

@@ -136,7 +136,7 @@ func TestAHostWithoutAddress(t *testing.T) {
 
 func TestAgentsAreNamed(t *testing.T) {
 	checkLeaks(t)
-	pool := NewPool(nil)
+	pool := NewPool(nil, nil)
 	t.Cleanup(pool.Close)
 	endpoint := closedPort(t)
 	ctx, cancel := context.WithCancel(t.Context())

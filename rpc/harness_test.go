@@ -151,7 +151,7 @@ func serve(t testing.TB, srv server, addr string) *running {
 
 func serveMaster(t *testing.T, m *master, addr string) *running {
 	t.Helper()
-	srv := NewServer(zerolog.Nop(), nil)
+	srv := NewServer(zerolog.Nop(), nil, Guard{})
 	sutrav1.RegisterGridMasterServer(srv, m)
 	return serve(t, srv, addr)
 }
@@ -169,7 +169,7 @@ func closedPort(t *testing.T) string {
 // dialMaster makes a channel that is closed when the test ends.
 func dialMaster(t *testing.T, endpoint string, m *Metrics) (*Channel, sutrav1.GridMasterClient) {
 	t.Helper()
-	ch := Master(endpoint, m)
+	ch := Master(endpoint, nil, m)
 	t.Cleanup(ch.Close)
 	return ch, sutrav1.NewGridMasterClient(ch)
 }

@@ -7,9 +7,10 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 const (
@@ -30,6 +31,7 @@ const (
 type link struct {
 	endpoint string
 	metrics  *Metrics
+	trust    Trust
 
 	mu     sync.Mutex // guards what follows
 	conn   *conn      // nil until the first call and after a failure
@@ -39,11 +41,14 @@ type link struct {
 // conn counts its calls, so that dropping it doesn't break those that still go well.
 type conn struct {
 	*grpc.ClientConn
-	calls   int  // guarded by link.mu
-	dropped bool // guarded by link.mu
+	shown   *pki.Credentials // when it was made
+	calls   int              // guarded by link.mu
+	dropped bool             // guarded by link.mu
 }
 
-func newLink(endpoint string, m *Metrics) *link { return &link{endpoint: endpoint, metrics: m} }
+func newLink(endpoint string, trust Trust, m *Metrics) *link {
+	return &link{endpoint: endpoint, trust: trust, metrics: m}
+}
 
 func (l *link) invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	c, err := l.acquire()
@@ -77,17 +82,26 @@ func (l *link) newStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 func broken(err error) bool { return status.Code(err) == codes.Unavailable && !answered(err) }
 
 func (l *link) acquire() (*conn, error) {
+	newest := l.trust.newest()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, errClosed
 	}
+	if old := l.conn; old != nil && old.shown != newest {
+		// The credentials were renewed: calls under way end on the connection that they began on.
+		l.conn, old.dropped = nil, true
+		l.metrics.connections(-1)
+		if old.calls == 0 {
+			_ = old.Close() // errs only where it was closed before
+		}
+	}
 	if l.conn == nil {
-		cc, err := dial(l.endpoint, l.metrics) // no I/O: gRPC connects at the first call
+		cc, err := dial(l.endpoint, l.trust, l.metrics) // no I/O: gRPC connects at the first call
 		if err != nil {
 			return nil, status.Error(codes.Unavailable, err.Error())
 		}
-		l.conn = &conn{ClientConn: cc}
+		l.conn = &conn{ClientConn: cc, shown: newest}
 		l.metrics.connections(1)
 	}
 	l.conn.calls++
@@ -119,9 +133,9 @@ func (l *link) close() {
 	}
 }
 
-func dial(endpoint string, m *Metrics) (*grpc.ClientConn, error) {
+func dial(endpoint string, trust Trust, m *Metrics) (*grpc.ClientConn, error) {
 	opts := []grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(trust.transport()),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(),      // a grid's hosts reach each other directly, whatever HTTPS_PROXY is for
 		grpc.WithDisableRetry(), // the middleware retries, and only what is safe

@@ -1,17 +1,24 @@
 package rpc
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/sutra-grid/sutra/rpc/pki"
+)
 
 // Pool holds the master's connections, one an agent.
 type Pool struct {
-	metrics *Metrics
+	metrics     *Metrics
+	credentials func() []*pki.Credentials // nil: in the clear
 
 	mu    sync.Mutex       // guards links
 	links map[string]*link // by agent id
 }
 
-// NewPool makes an empty pool. m may be nil.
-func NewPool(m *Metrics) *Pool { return &Pool{metrics: m, links: map[string]*link{}} }
+// NewPool makes an empty pool of connections that are made with the master's credentials; nil: in the clear. m may be nil.
+func NewPool(credentials func() []*pki.Credentials, m *Metrics) *Pool {
+	return &Pool{credentials: credentials, metrics: m, links: map[string]*link{}}
+}
 
 // Agent returns the channel to an agent. An endpoint other than last time's drops the old connection.
 func (p *Pool) Agent(id, endpoint string) *Channel {
@@ -20,7 +27,7 @@ func (p *Pool) Agent(id, endpoint string) *Channel {
 	var old *link
 	if l == nil || l.endpoint != endpoint {
 		old = l
-		l = newLink(endpoint, p.metrics)
+		l = newLink(endpoint, Trust{Credentials: p.credentials, Peer: pki.Peer{Kind: pki.Agent, Name: id}}, p.metrics)
 		p.links[id] = l
 	}
 	p.mu.Unlock()

@@ -26,7 +26,7 @@ func (a *agent) ListNodes(context.Context, *sutrav1.GridAgentListNodesRequest) (
 func serveAgent(t *testing.T) (*agent, *running) {
 	t.Helper()
 	a := &agent{}
-	srv := NewServer(zerolog.Nop(), nil)
+	srv := NewServer(zerolog.Nop(), nil, Guard{})
 	sutrav1.RegisterGridAgentServer(srv, a)
 	return a, serve(t, srv, anyPort)
 }
@@ -41,7 +41,7 @@ func TestPoolKeepsOneConnectionAnAgent(t *testing.T) {
 	a, srv := serveAgent(t)
 	b, other := serveAgent(t)
 	metrics := NewMetrics(prometheus.NewRegistry())
-	pool := NewPool(metrics)
+	pool := NewPool(nil, metrics)
 	t.Cleanup(pool.Close)
 	var callers sync.WaitGroup
 	for range 100 {
@@ -70,7 +70,7 @@ func TestPoolFollowsAnAgentToItsNewEndpoint(t *testing.T) {
 	_, old := serveAgent(t)
 	moved, now := serveAgent(t)
 	metrics := NewMetrics(prometheus.NewRegistry())
-	pool := NewPool(metrics)
+	pool := NewPool(nil, metrics)
 	t.Cleanup(pool.Close)
 	before := pool.Agent("agent-001", old.endpoint)
 	if err := listNodes(t.Context(), before); err != nil {
@@ -95,7 +95,7 @@ func TestPoolDropAndClose(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			checkLeaks(t)
 			_, srv := serveAgent(t)
-			pool := NewPool(metrics)
+			pool := NewPool(nil, metrics)
 			t.Cleanup(pool.Close)
 			check := func(when string, conns int32) {
 				t.Helper()

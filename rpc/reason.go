@@ -12,6 +12,7 @@ const (
 
 	AgentNotRegistered Reason = "AGENT_NOT_REGISTERED"
 	NodeNotFound       Reason = "NODE_NOT_FOUND"
+	TokenNotFound      Reason = "TOKEN_NOT_FOUND"
 
 	MasterUnreachable Reason = "MASTER_UNREACHABLE"
 	AgentUnreachable  Reason = "AGENT_UNREACHABLE"
@@ -42,6 +43,12 @@ const (
 	NodeDiedEarly    Reason = "NODE_DIED_EARLY"
 	StoppedMeanwhile Reason = "STOPPED_MEANWHILE"
 
+	Unauthenticated  Reason = "UNAUTHENTICATED"
+	UntrustedPeer    Reason = "UNTRUSTED_PEER"
+	TokenRefused     Reason = "TOKEN_REFUSED"
+	Banned           Reason = "BANNED"
+	PermissionDenied Reason = "PERMISSION_DENIED"
+
 	Canceled      Reason = "CANCELED"
 	Unimplemented Reason = "UNIMPLEMENTED"
 	Internal      Reason = "INTERNAL"
@@ -53,6 +60,7 @@ func Codes() map[Reason]codes.Code {
 		InvalidArgument:     codes.InvalidArgument,
 		AgentNotRegistered:  codes.NotFound,
 		NodeNotFound:        codes.NotFound,
+		TokenNotFound:       codes.NotFound,
 		MasterUnreachable:   codes.Unavailable,
 		AgentUnreachable:    codes.Unavailable,
 		AgentOffline:        codes.Unavailable,
@@ -77,6 +85,11 @@ func Codes() map[Reason]codes.Code {
 		EpochSuperseded:     codes.FailedPrecondition,
 		NodeDiedEarly:       codes.Aborted,
 		StoppedMeanwhile:    codes.Aborted,
+		Unauthenticated:     codes.Unauthenticated,
+		UntrustedPeer:       codes.Unauthenticated,
+		TokenRefused:        codes.Unauthenticated,
+		Banned:              codes.PermissionDenied,
+		PermissionDenied:    codes.PermissionDenied,
 		Canceled:            codes.Canceled,
 		Unimplemented:       codes.Unimplemented,
 		Internal:            codes.Internal,

@@ -31,7 +31,9 @@ const (
 // Server is a gRPC server with the grid's limits.
 type Server struct {
 	*grpc.Server
-	log zerolog.Logger
+	log       zerolog.Logger
+	security  Guard
+	admission *admission
 	// stopping is closed when the server begins to stop.
 	stopping chan struct{}
 	stopOnce sync.Once
@@ -40,8 +42,8 @@ type Server struct {
 }
 
 // NewServer makes a server. Services are registered by the caller; m may be nil.
-func NewServer(log zerolog.Logger, m *Metrics) *Server {
-	s := &Server{log: log, stopping: make(chan struct{})}
+func NewServer(log zerolog.Logger, m *Metrics, g Guard) *Server {
+	s := &Server{log: log, security: g, admission: newAdmission(g), stopping: make(chan struct{})}
 	unary := []grpc.UnaryServerInterceptor{s.guard}
 	stream := []grpc.StreamServerInterceptor{s.guardStream}
 	if m != nil {
@@ -49,6 +51,7 @@ func NewServer(log zerolog.Logger, m *Metrics) *Server {
 		stream = append([]grpc.StreamServerInterceptor{m.server.StreamServerInterceptor()}, stream...)
 	}
 	s.Server = grpc.NewServer(
+		grpc.Creds(s.admission),
 		grpc.ChainUnaryInterceptor(unary...),
 		grpc.ChainStreamInterceptor(stream...),
 		grpc.MaxRecvMsgSize(maxRequest),
@@ -76,8 +79,14 @@ func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			resp = nil
 		}
 	}()
+	if refused := s.security.authorize(info.FullMethod, callerOf(ctx), req, start); refused != nil {
+		return nil, refused
+	}
 	return handler(ctx, req)
 }
+
+// Expel ends the connections of those who are banned by now.
+func (s *Server) Expel() { s.admission.expel() }
 
 // handlerDeadline is when a call's handler must have ended: a little before the caller's time or the method's own is
 // over, whichever is earlier, so that what it then says arrives.
@@ -123,6 +132,9 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		}
 		err = s.outcome(info.FullMethod, start, caught, err)
 	}()
+	if refused := s.security.authorize(info.FullMethod, callerOf(ctx), nil, start); refused != nil {
+		return refused
+	}
 	return handler(srv, guarded{stream, ctx})
 }
 

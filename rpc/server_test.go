@@ -31,7 +31,7 @@ func refuses(addr net.Addr) bool {
 func TestServeLetsCallsUnderWayEnd(t *testing.T) {
 	checkLeaks(t)
 	m, started, release := blocking()
-	srv := NewServer(zerolog.Nop(), NewMetrics(prometheus.NewRegistry()))
+	srv := NewServer(zerolog.Nop(), NewMetrics(prometheus.NewRegistry()), Guard{})
 	sutrav1.RegisterGridMasterServer(srv, m)
 	l := listen(t, anyPort)
 	ctx, stop := context.WithCancel(t.Context())
@@ -67,7 +67,7 @@ func TestServeCutsCallsAfterTheDrain(t *testing.T) {
 			defer close(gone)
 			return hangs(ctx, req)
 		}
-		srv := NewServer(zerolog.Nop(), nil)
+		srv := NewServer(zerolog.Nop(), nil, Guard{})
 		sutrav1.RegisterGridMasterServer(srv, m)
 		l := bufconn.Listen(64 << 10)
 		ctx, stop := context.WithCancel(t.Context())
@@ -107,7 +107,7 @@ func TestServeWhenAlreadyOver(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	l := listen(t, anyPort)
-	if err := Serve(ctx, NewServer(zerolog.Nop(), nil), l); err != nil {
+	if err := Serve(ctx, NewServer(zerolog.Nop(), nil, Guard{}), l); err != nil {
 		t.Errorf("Serve returns %v", err)
 	}
 	if !refuses(l.Addr()) {
@@ -117,7 +117,7 @@ func TestServeWhenAlreadyOver(t *testing.T) {
 
 func TestServeReportsAFailedListener(t *testing.T) {
 	checkLeaks(t)
-	srv := NewServer(zerolog.Nop(), nil)
+	srv := NewServer(zerolog.Nop(), nil, Guard{})
 	sutrav1.RegisterGridMasterServer(srv, &master{})
 	l := listen(t, anyPort)
 	served := make(chan error, 1)

@@ -62,7 +62,7 @@ func TestStreamErrors(t *testing.T) {
 		"panic": {func(tailStream) error { panicsHere(); return nil }, Internal, "/sutra.v1.GridMaster/TailLogs failed inside: a broken invariant"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			srv := NewServer(zerolog.New(log), nil)
+			srv := NewServer(zerolog.New(log), nil, Guard{})
 			sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
 				if err := s.Send(piece(10)); err != nil {
 					return err
@@ -87,7 +87,7 @@ func TestStreamErrors(t *testing.T) {
 // A connection that breaks under a stream is the transport's trouble, and is called so.
 func TestABrokenStreamIsUnreachable(t *testing.T) {
 	checkLeaks(t)
-	srv := NewServer(zerolog.Nop(), nil)
+	srv := NewServer(zerolog.Nop(), nil, Guard{})
 	began := make(chan struct{})
 	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
 		close(began)
@@ -124,7 +124,7 @@ func TestStreamsEndWithTheServer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			checkLeaks(t)
-			srv := NewServer(zerolog.Nop(), nil)
+			srv := NewServer(zerolog.Nop(), nil, Guard{})
 			began, gone := make(chan struct{}, 2), make(chan struct{}, 2)
 			sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
 				defer func() { gone <- struct{}{} }()
@@ -173,7 +173,7 @@ func TestStreamsEndWithTheServer(t *testing.T) {
 // message: what follows may take long.
 func TestAStreamWithoutAnAnswer(t *testing.T) {
 	checkLeaks(t)
-	srv := NewServer(zerolog.Nop(), nil)
+	srv := NewServer(zerolog.Nop(), nil, Guard{})
 	var streams atomic.Int32
 	outlived := make(chan struct{})
 	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
@@ -250,7 +250,7 @@ func (w within) NewStream(ctx context.Context, desc *grpc.StreamDesc, method str
 // them.
 func TestADroppedConnectionBreaksItsStreams(t *testing.T) {
 	checkLeaks(t)
-	srv := NewServer(zerolog.Nop(), nil)
+	srv := NewServer(zerolog.Nop(), nil, Guard{})
 	began := make(chan struct{})
 	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
 		if err := s.Send(piece(1)); err != nil {

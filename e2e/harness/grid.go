@@ -17,6 +17,7 @@ import (
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // Grid is a home of its own and the processes that run from it.
@@ -32,6 +33,8 @@ type Grid struct {
 	master  *Process
 	agents  []*Process
 	channel *rpc.Channel
+	// credentials are replaced where a master makes a grid anew.
+	credentials atomic.Pointer[[]*pki.Credentials]
 	// Endpoint of the master, once it runs.
 	Endpoint string
 	// HTTP address of the master, once it runs.
@@ -76,14 +79,58 @@ func (g *Grid) StartMaster(args ...string) *Process {
 		g.Endpoint, g.HTTP = said.Endpoint, said.HTTP
 		return nil
 	})
+	g.readCredentials()
 	if g.channel == nil {
-		g.channel = rpc.Master(g.Endpoint, nil)
+		g.channel = rpc.Master(g.Endpoint, g.Credentials, nil)
 	}
 	Await(g.t, "the master to answer", func() error {
 		_, err := g.Client().GetClusterStatus(g.t.Context(), &sutrav1.GetClusterStatusRequest{})
 		return err
 	})
 	return g.master
+}
+
+// Credentials are those of this grid's admin, as the master has left them in the home.
+func (g *Grid) Credentials() []*pki.Credentials { return *g.credentials.Load() }
+
+// readCredentials reads them once a master has left them.
+func (g *Grid) readCredentials() {
+	g.t.Helper()
+	files, err := filepath.Glob(filepath.Join(g.Home, "credentials", "*.pem"))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	all := []*pki.Credentials{}
+	for _, file := range files {
+		c, err := pki.Load(file)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	g.credentials.Store(&all)
+}
+
+// Authority is the grid's, with its key: whoever has that may be anybody.
+func (g *Grid) Authority() (*pki.Authority, string) {
+	g.t.Helper()
+	grid := g.Credentials()[0].Identity.Grid
+	a, err := pki.OpenAuthority(filepath.Join(g.Home, "master", "pki"), grid)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return a, grid
+}
+
+// As are credentials of anybody in this grid.
+func (g *Grid) As(id pki.Identity) func() []*pki.Credentials {
+	g.t.Helper()
+	a, _ := g.Authority()
+	c, err := a.Own(id, time.Hour)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return func() []*pki.Credentials { return []*pki.Credentials{c} }
 }
 
 // AgentFile is the file of an agent on any free port; storage is what stands in its [storage] section, and below.

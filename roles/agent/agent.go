@@ -42,8 +42,12 @@ type Config struct {
 	Binary string
 	// StopNodes takes the nodes along when the agent ends. Else they run on, and are taken up at its next start.
 	StopNodes bool
-	Version   string
-	Log       zerolog.Logger
+	// JoinToken gets the agent its identity, where it has none yet; empty: the token that a master of this host has left.
+	JoinToken string
+	// Insecure has everything in the clear.
+	Insecure rpc.Insecure
+	Version  string
+	Log      zerolog.Logger
 }
 
 // Agent runs the nodes of one host.
@@ -57,6 +61,7 @@ type Agent struct {
 	self     *sutrav1.Agent
 	nodes    *nodes.Manager
 	link     *link
+	identity *identity // nil: in the clear
 }
 
 // New takes the agent's home and prepares everything; Run starts it.
@@ -150,8 +155,18 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 		return err
 	}
 	a.nodes.Collect(a.registry)
+	if a.cfg.Insecure == rpc.Secure {
+		a.identity, err = openIdentity(&identity{
+			agentID: file.AgentID, file: filepath.Join(dir, "identity.pem"), home: a.cfg.Home, token: a.cfg.JoinToken, log: a.cfg.Log,
+		})
+		if err != nil {
+			return err
+		}
+	} else {
+		a.cfg.Log.Warn().Msg("--insecure: everything is sent in the clear, and whoever reaches this port runs this host's nodes")
+	}
 	a.link = &link{
-		self: a.self, masters: masters, every: file.HeartbeatInterval, nodes: a.nodes,
+		self: a.self, identity: a.identity, masters: masters, every: file.HeartbeatInterval, nodes: a.nodes,
 		rpcMetrics: a.metrics, metrics: newLinkMetrics(a.registry), log: a.cfg.Log,
 	}
 	return nil
@@ -166,7 +181,11 @@ func (a *Agent) Run(ctx context.Context) error {
 			log.Warn().Err(err).Msg("home not unlocked")
 		}
 	}()
-	server := rpc.NewServer(log, a.metrics)
+	var guard rpc.Guard
+	if a.identity != nil {
+		guard.Credentials = &a.identity.held
+	}
+	server := rpc.NewServer(log, a.metrics, guard)
 	sutrav1.RegisterGridAgentServer(server, &service{agentID: a.self.GetAgentId(), nodes: a.nodes})
 
 	// What talks outlives what works: while nodes stop, the master can ask for them and hears the last of them.
@@ -190,6 +209,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.notify(daemon.SdNotifyReady) // New has taken the nodes up, and callers wait in the listener's queue
 
 	group.Go(func() error { return a.link.run(talking) })
+	if a.identity != nil {
+		group.Go(func() error { a.identity.keep(talking, a.link.master); return nil })
+	}
 	group.Go(func() error {
 		defer stopTalking()
 		err := a.nodes.Run(ctx) // until ctx ends

@@ -17,6 +17,7 @@ import (
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/roles/agent/nodes"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 const (
@@ -41,8 +42,11 @@ type link struct {
 	nodes      *nodes.Manager
 	rpcMetrics *rpc.Metrics
 	metrics    *linkMetrics
+	identity   *identity // nil: in the clear
 	log        zerolog.Logger
 
+	// at is the index into masters of the one that is talked to.
+	at atomic.Int32
 	// registered tells /healthz whether the master knows this agent.
 	registered atomic.Bool
 
@@ -53,8 +57,7 @@ type link struct {
 	sequence, acknowledged uint64
 	full                   bool
 	measured               uint64       // the round of measuring up to which the master knows what nodes use
-	at                     int          // index into masters of the one that is talked to
-	channel                *rpc.Channel // to masters[at]
+	channel                *rpc.Channel // to master()
 	client                 sutrav1.GridMasterClient
 }
 
@@ -90,14 +93,21 @@ func (l *link) connect() {
 	if l.channel != nil {
 		l.channel.Close()
 	}
-	l.channel = rpc.Master(l.masters[l.at], l.rpcMetrics)
+	var credentials func() []*pki.Credentials
+	if l.identity != nil {
+		credentials = rpc.Held(&l.identity.held)
+	}
+	l.channel = rpc.Master(l.master(), credentials, l.rpcMetrics)
 	l.client = sutrav1.NewGridMasterClient(l.channel)
 }
+
+// master is the endpoint of the one that is talked to.
+func (l *link) master() string { return l.masters[l.at.Load()] }
 
 // next turns to the next master of the list.
 func (l *link) next() {
 	if len(l.masters) > 1 {
-		l.at = (l.at + 1) % len(l.masters)
+		l.at.Store((l.at.Load() + 1) % int32(len(l.masters))) //nolint:gosec // a few
 		l.connect()
 	}
 }
@@ -107,12 +117,19 @@ func (l *link) next() {
 func (l *link) register(ctx context.Context, first bool) error {
 	said := ""
 	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, lastPause) {
-		resp, err := l.client.RegisterAgent(ctx, &sutrav1.RegisterAgentRequest{
-			Agent: l.self, Nodes: brief(l.nodes.List()), HeartbeatInterval: durationpb.New(l.every),
-		})
+		var resp *sutrav1.RegisterAgentResponse
+		var err error
+		if l.identity != nil {
+			err = l.identity.ensure(ctx, l.master())
+		}
+		if err == nil {
+			resp, err = l.client.RegisterAgent(ctx, &sutrav1.RegisterAgentRequest{
+				Agent: l.self, Nodes: brief(l.nodes.List()), HeartbeatInterval: durationpb.New(l.every),
+			})
+		}
 		if err == nil {
 			l.epoch = resp.GetEpoch()
-			l.log.Info().Str("master", l.masters[l.at]).Str("grid_id", resp.GetGridId()).Uint64("epoch", resp.GetEpoch()).
+			l.log.Info().Str("master", l.master()).Str("grid_id", resp.GetGridId()).Uint64("epoch", resp.GetEpoch()).
 				Str("master_version", resp.GetMasterVersion()).Msg("registered with the master")
 			return nil
 		}
@@ -120,7 +137,7 @@ func (l *link) register(ctx context.Context, first bool) error {
 			return nil
 		}
 		e := rpc.AsError(err)
-		if first && (e.Code() == codes.InvalidArgument || e.Reason == rpc.AgentIDTaken) {
+		if first && l.forGood(e) {
 			return e
 		}
 		if e.Message != said {
@@ -139,6 +156,19 @@ func (l *link) register(ctx context.Context, first bool) error {
 	return nil
 }
 
+// forGood tells whether no time heals an error of a first registration. A token that a master of this host is still to leave
+// is waited for.
+func (l *link) forGood(e *rpc.Error) bool {
+	switch e.Reason {
+	case rpc.AgentIDTaken, rpc.TokenRefused:
+		return true
+	case rpc.Unauthenticated:
+		return !local(l.master())
+	default:
+		return e.Code() == codes.InvalidArgument
+	}
+}
+
 // beat sends heartbeats until the registration is lost, and returns how long to wait before the next one.
 func (l *link) beat(ctx context.Context) time.Duration {
 	l.log.Info().Dur("interval_ms", l.every).Msg("heartbeat loop started")
@@ -155,7 +185,7 @@ func (l *link) beat(ctx context.Context) time.Duration {
 		switch reason := rpc.ReasonOf(err); {
 		case err == nil:
 			if missed {
-				l.log.Info().Str("master", l.masters[l.at]).Msg("the master answers again")
+				l.log.Info().Str("master", l.master()).Msg("the master answers again")
 			}
 			missed, l.acknowledged, l.measured, l.full = false, now, measured, resp.GetWantFull()
 			if l.full {

@@ -123,7 +123,7 @@ func TestLink(t *testing.T) {
 		registrations: make(chan *sutrav1.RegisterAgentRequest, 9), beats: make(chan *sutrav1.HeartbeatRequest, 9),
 		answers: make(chan answer), leaves: make(chan *sutrav1.UnregisterAgentRequest, 9),
 	}
-	server := rpc.NewServer(zerolog.Nop(), nil)
+	server := rpc.NewServer(zerolog.Nop(), nil, rpc.Guard{})
 	sutrav1.RegisterGridMasterServer(server, master)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)

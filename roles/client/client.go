@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"github.com/sutra-grid/sutra/config"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // Streams is where output goes and what may be written there.
@@ -41,11 +43,52 @@ func Flags() []cli.Flag {
 		&cli.StringFlag{Name: "home", Category: category, Usage: "`FOLDER` in which this host's roles find each other (default: $SUTRA_HOME, " +
 			"else /var/lib/sutra for root, else $XDG_DATA_HOME/sutra)"},
 		OutputFlag(category),
+		InsecureFlag(category),
 		&cli.DurationFlag{
 			Name: "timeout", Category: category, DefaultText: "each call's own",
 			Usage: "`LIMIT` of each call, retries included, for example 3s, of a log until it begins to come; one longer than the call's own changes nothing",
 		},
 	}
+}
+
+// insecureValue is the value of --insecure, which may stand alone.
+type insecureValue struct{ rpc.Insecure }
+
+// IsBoolFlag has the flag package take --insecure without a value.
+func (*insecureValue) IsBoolFlag() bool { return true }
+
+// Set takes what stands behind the =, or "true".
+func (v *insecureValue) Set(s string) error {
+	switch s {
+	case "true":
+		v.Insecure = rpc.InsecureLoopback
+	case "false":
+		v.Insecure = rpc.Secure
+	case "anywhere":
+		v.Insecure = rpc.InsecureAnywhere
+	default:
+		return errors.New("--insecure stands alone, for loopback addresses, or is --insecure=anywhere")
+	}
+	return nil
+}
+
+// String is the value as it is written.
+func (v *insecureValue) String() string { return string(v.Insecure) }
+
+// InsecureFlag is --insecure: both ends of a connection need it.
+func InsecureFlag(category string) cli.Flag {
+	return &cli.GenericFlag{
+		Name: "insecure", Category: category, Value: &insecureValue{}, DefaultText: "TLS",
+		Usage: "talk in the clear, as the other end was told to as well; to loopback addresses alone, unless it is --insecure=anywhere",
+	}
+}
+
+// InsecureOf is what --insecure says.
+func InsecureOf(cctx *cli.Context) rpc.Insecure {
+	if v, ok := global(cctx, "insecure").Generic("insecure").(*insecureValue); ok {
+		return v.Insecure
+	}
+	return rpc.Secure
 }
 
 // OutputFlag is --output, before and after each verb that has something to print.
@@ -83,14 +126,21 @@ func (c *client) commands() []*cli.Command {
 	all := []*cli.Command{
 		c.spawnCommand(), c.stopCommand(), c.restartCommand(), c.removeCommand(), c.statusCommand(),
 		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.logsCommand(), c.smokeCommand(),
+		c.agentsCommand(), c.tokenCommand(), c.loginCommand(),
 	}
-	for _, command := range all {
+	shared(all)
+	return all
+}
+
+// shared gives commands, and those beneath them, what all verbs have.
+func shared(commands []*cli.Command) {
+	for _, command := range commands {
 		command.Flags = append(command.Flags, Flags()...)
 		command.OnUsageError = OnUsageError
 		command.Before = RefuseEmpty
 		command.HideHelpCommand = true // else `sutra stop help` would be no stray argument
+		shared(command.Subcommands)
 	}
-	return all
 }
 
 // session is one run of a verb: a master to call and a way to answer. As a connection it gives
@@ -99,6 +149,8 @@ type session struct {
 	*client
 	json     bool
 	endpoint string
+	// home is where this account's identities are.
+	home string
 	// announced is the master that the home names; zero where the endpoint came from elsewhere.
 	announced config.Local
 	// call is how the person calls a verb that is to ask the same master, up to the verb.
@@ -111,12 +163,17 @@ type session struct {
 
 var _ grpc.ClientConnInterface = (*session)(nil)
 
+// argument in strayFlag's place tells verb that the command takes arguments, and looks at them itself.
+const argument = "<argument>"
+
 // verb is the action of a command: do, once the flags that all verbs share are read. strayFlag is
 // the flag that a person most likely meant who wrote its value alone; "" where there is none.
 func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) cli.ActionFunc {
 	return func(cctx *cli.Context) error {
-		if err := RefuseStray(cctx, strayFlag); err != nil {
-			return err
+		if strayFlag != argument {
+			if err := RefuseStray(cctx, strayFlag); err != nil {
+				return err
+			}
 		}
 		s := &session{client: c}
 		var err error
@@ -142,11 +199,35 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 		if home != "" {
 			s.call += " --home " + shellWord(home)
 		}
-		s.channel = rpc.Master(s.endpoint, nil)
-		defer s.channel.Close()
+		if s.home, err = config.Home(home); err != nil {
+			return &UsageError{Message: err.Error()}
+		}
+		if err := s.dial(cctx); err != nil {
+			return err
+		}
+		defer func() { s.channel.Close() }()
 		s.master = sutrav1.NewGridMasterClient(s)
 		return do(cctx, s)
 	}
+}
+
+// dial makes the channel to the master, with this account's identities or in the clear.
+func (s *session) dial(cctx *cli.Context) error {
+	insecure := InsecureOf(cctx)
+	if err := insecure.Allows(s.endpoint); err != nil {
+		return &UsageError{Message: err.Error()}
+	}
+	if insecure != rpc.Secure {
+		s.channel = rpc.Master(s.endpoint, nil, nil)
+		return nil
+	}
+	all, err := credentials(s.home)
+	if err != nil {
+		return err
+	}
+	all = s.renewed(cctx, all)
+	s.channel = rpc.Master(s.endpoint, func() []*pki.Credentials { return all }, nil)
+	return nil
 }
 
 // global is the level, verb or app, at which a flag of Flags was written; the verb where it was nowhere.
@@ -244,6 +325,8 @@ func (s *session) advise(method string, e *rpc.Error) *rpc.Error {
 	policy, _ := rpc.PolicyOf(method)
 	switch {
 	case e.Hint != "", !rpc.Unanswered(e):
+	case e.Reason == rpc.UntrustedPeer:
+		_ = e.WithHint("join its grid: sutra token create on the master's host; here: sutra login --master %s --token TOKEN", s.endpoint)
 	case strings.Contains(e.Message, notMaster), e.Reason == rpc.Unimplemented:
 		_, port, _ := net.SplitHostPort(s.endpoint) // config.Endpoint made it
 		_ = e.WithHint("another service listens there; on that host this names it: ss -ltnp 'sport = :%s'; "+

@@ -143,7 +143,7 @@ func listen(t *testing.T) net.Listener {
 func serve(t *testing.T, f *fakeMaster) *fakeMaster {
 	t.Helper()
 	l := listen(t)
-	srv := rpc.NewServer(zerolog.Nop(), nil)
+	srv := rpc.NewServer(zerolog.Nop(), nil, rpc.Guard{})
 	sutrav1.RegisterGridMasterServer(srv, f)
 	serveUntilEnd(t, srv, l)
 	f.endpoint = l.Addr().String()

@@ -21,6 +21,7 @@ import (
 	"github.com/sutra-grid/sutra/roles/agent"
 	"github.com/sutra-grid/sutra/roles/master"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // Config is what a grid in one process needs to know.
@@ -111,7 +112,7 @@ func run(ctx context.Context, cfg Config) (err error) {
 
 	// Not to be broken off: opening the store is short, and what a store that was given up leaves behind may still write.
 	m, err := master.New(context.WithoutCancel(ctx), master.Config{
-		Home: home, Listener: masterAt, HTTP: httpAt, Thresholds: health.DefaultThresholds(), Version: cfg.Version,
+		Home: home, Listener: masterAt, HTTP: httpAt, Thresholds: health.DefaultThresholds(), Version: cfg.Version, CertificateLife: certificateLife,
 		Log: cfg.Log.With().Str("role", "master").Logger(),
 	})
 	if err != nil {
@@ -138,7 +139,11 @@ func run(ctx context.Context, cfg Config) (err error) {
 		return a.Run(ctx)
 	})
 	group.Go(func() error {
-		channel := rpc.Master(masterAt.Addr().String(), nil)
+		own, err := credentials(home)
+		if err != nil {
+			return err
+		}
+		channel := rpc.Master(masterAt.Addr().String(), own, nil)
 		defer channel.Close()
 		client := sutrav1.NewGridMasterClient(channel)
 		node, err := firstNode(ctx, client)
@@ -148,7 +153,7 @@ func run(ctx context.Context, cfg Config) (err error) {
 		if err != nil {
 			return fmt.Errorf("run the first node: %w", err)
 		}
-		if !isUsual(ctx, cfg, client, masterAt.Addr()) {
+		if !isUsual(ctx, cfg, own, client, masterAt.Addr()) {
 			cfg.Call += " --master " + masterAt.Addr().String()
 		}
 		return greet(cfg, home, passing, masterAt.Addr(), httpAt.Addr(), agentAt.Addr(), node)
@@ -158,6 +163,22 @@ func run(ctx context.Context, cfg Config) (err error) {
 		err = nil
 	}
 	return err
+}
+
+// certificateLife is how long a laptop's certificates last, and are renewed in.
+const certificateLife = 24 * time.Hour
+
+// credentials are those that the master has left in its home.
+func credentials(home string) (func() []*pki.Credentials, error) {
+	var all []*pki.Credentials
+	for _, path := range config.AllCredentials(home) {
+		c, err := pki.Load(path)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	return func() []*pki.Credentials { return all }, nil
 }
 
 func makeHome(given string) (home string, passing bool, err error) {
@@ -231,7 +252,7 @@ func firstNode(ctx context.Context, client sutrav1.GridMasterClient) (*sutrav1.N
 
 // isUsual tells whether a command that names no master asks this one. The environment or an announcement may
 // lead it elsewhere, and two names of one host may lead to the same: the masters themselves say who they are.
-func isUsual(ctx context.Context, cfg Config, own sutrav1.GridMasterClient, at net.Addr) bool {
+func isUsual(ctx context.Context, cfg Config, credentials func() []*pki.Credentials, own sutrav1.GridMasterClient, at net.Addr) bool {
 	usual, err := cfg.UsualMaster()
 	if err != nil {
 		return false
@@ -239,7 +260,7 @@ func isUsual(ctx context.Context, cfg Config, own sutrav1.GridMasterClient, at n
 	if _, port, err := net.SplitHostPort(usual); err != nil || port != strconv.Itoa(at.(*net.TCPAddr).Port) {
 		return false
 	}
-	channel := rpc.Master(usual, nil)
+	channel := rpc.Master(usual, credentials, nil)
 	defer channel.Close()
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

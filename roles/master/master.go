@@ -23,6 +23,7 @@ import (
 	"github.com/sutra-grid/sutra/roles/master/registry"
 	"github.com/sutra-grid/sutra/roles/master/store"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 const (
@@ -49,7 +50,11 @@ type Config struct {
 	// Thresholds of the agents' silence.
 	Thresholds health.Thresholds
 	Version    string
-	Log        zerolog.Logger
+	// Insecure has everything in the clear.
+	Insecure rpc.Insecure
+	// CertificateLife is how long the certificates last that the master gives.
+	CertificateLife time.Duration
+	Log             zerolog.Logger
 }
 
 // Master is one master of a grid.
@@ -61,6 +66,8 @@ type Master struct {
 	registry *registry.Registry
 	pool     *rpc.Pool
 	service  *service
+	// identity is the master's own; nil where everything is in the clear.
+	identity *pki.Holder
 }
 
 // New opens the master's home, with all that was wanted before, and starts to wait for the agents.
@@ -86,10 +93,14 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 
 	m.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.rpc = rpc.NewMetrics(m.metrics)
-	m.pool = rpc.NewPool(m.rpc)
+	admittance, err := m.secure(ctx, state.Bans)
+	if err != nil {
+		return nil, orClose(err, st)
+	}
+	m.pool = rpc.NewPool(rpc.Held(m.identity), m.rpc)
 	m.service = &service{
 		store: st, registry: m.registry, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
-		thresholds: cfg.Thresholds, version: cfg.Version, started: started, log: cfg.Log,
+		thresholds: cfg.Thresholds, version: cfg.Version, started: started, access: admittance, log: cfg.Log,
 	}
 	cfg.Log.Info().Str("version", cfg.Version).Str("grid_id", st.GridID()).Int("agents", len(state.Agents)).
 		Int("nodes", len(state.Nodes)).Str("home", cfg.Home).Msg("master starting")
@@ -116,7 +127,8 @@ func (m *Master) Run(ctx context.Context) (err error) {
 		}
 	}()
 
-	server := rpc.NewServer(log, m.rpc)
+	server := rpc.NewServer(log, m.rpc, rpc.Guard{Credentials: m.identity, Banned: m.service.access.banned})
+	m.service.expel = server.Expel
 	sutrav1.RegisterGridMasterServer(server, m.service)
 	driver := &reconcile.Driver{Registry: m.registry, Actor: m.service, Log: log}
 
@@ -130,6 +142,7 @@ func (m *Master) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return driver.Run(ctx) })
 	group.Go(func() error { return m.watch(ctx) })
 	group.Go(func() error { return m.prune(ctx) })
+	group.Go(func() error { return m.renew(ctx) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():

@@ -27,8 +27,11 @@ type service struct {
 	metrics    *metrics
 	thresholds health.Thresholds
 	version    string
-	started    time.Time
-	log        zerolog.Logger
+	access     *access
+	// expel ends the connections of those who are banned by now.
+	expel   func()
+	started time.Time
+	log     zerolog.Logger
 }
 
 // agentClient returns the client of an agent that can be called now.

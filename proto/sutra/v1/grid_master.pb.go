@@ -130,6 +130,832 @@ func (ClusterHealth) EnumDescriptor() ([]byte, []int) {
 	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{1}
 }
 
+type EnrollRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TokenId     string                 `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	TokenSecret []byte                 `protobuf:"bytes,2,opt,name=token_secret,json=tokenSecret,proto3" json:"token_secret,omitempty"`
+	// PKCS #10, DER, signed with the key that is to have the identity. Nothing else of it counts.
+	CertificateRequest []byte `protobuf:"bytes,3,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
+	// Who wants to be what: an agent's agent_id, or a user's name.
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// What the caller is: ROLE_AGENT, or for a person ROLE_UNSPECIFIED. The token says which role that has.
+	Role          Role `protobuf:"varint,5,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollRequest) Reset() {
+	*x = EnrollRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollRequest) ProtoMessage() {}
+
+func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
+func (*EnrollRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *EnrollRequest) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetTokenSecret() []byte {
+	if x != nil {
+		return x.TokenSecret
+	}
+	return nil
+}
+
+func (x *EnrollRequest) GetCertificateRequest() []byte {
+	if x != nil {
+		return x.CertificateRequest
+	}
+	return nil
+}
+
+func (x *EnrollRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+type EnrollResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificates  *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollResponse) Reset() {
+	*x = EnrollResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollResponse) ProtoMessage() {}
+
+func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
+func (*EnrollResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EnrollResponse) GetCertificates() *Certificates {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+// Certificates are what an identity consists of beside its key. All are X.509, DER.
+type Certificates struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Leaf first.
+	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	// All that the grid trusts.
+	Roots         [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificates) Reset() {
+	*x = Certificates{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificates) ProtoMessage() {}
+
+func (x *Certificates) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificates.ProtoReflect.Descriptor instead.
+func (*Certificates) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Certificates) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *Certificates) GetRoots() [][]byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+type RenewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in EnrollRequest. Of one whose certificate has expired it is for the same key as before.
+	CertificateRequest []byte `protobuf:"bytes,1,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
+	// The expired certificate, leaf first, of a caller who can't show it any more; else empty.
+	ExpiredChain  [][]byte `protobuf:"bytes,2,rep,name=expired_chain,json=expiredChain,proto3" json:"expired_chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RenewRequest) GetCertificateRequest() []byte {
+	if x != nil {
+		return x.CertificateRequest
+	}
+	return nil
+}
+
+func (x *RenewRequest) GetExpiredChain() [][]byte {
+	if x != nil {
+		return x.ExpiredChain
+	}
+	return nil
+}
+
+type RenewResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificates  *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RenewResponse) GetCertificates() *Certificates {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+type CreateTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From 1 s to 365 days; unset: 24 h.
+	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// How many may join with it; 0: one.
+	Uses uint32 `protobuf:"varint,2,opt,name=uses,proto3" json:"uses,omitempty"`
+	// For ROLE_AGENT: the only agent that may join with it; empty: any.
+	AgentId string `protobuf:"bytes,3,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// What those who join are to be: ROLE_AGENT (also where unset), ROLE_VIEWER, ROLE_OPERATOR or ROLE_ADMIN.
+	Role          Role `protobuf:"varint,4,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenRequest) Reset() {
+	*x = CreateTokenRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenRequest) ProtoMessage() {}
+
+func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *CreateTokenRequest) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *CreateTokenRequest) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+type CreateTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token *JoinToken             `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// What is passed on to those who are to join. A secret: it isn't shown again.
+	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenResponse) Reset() {
+	*x = CreateTokenResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenResponse) ProtoMessage() {}
+
+func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CreateTokenResponse) GetToken() *JoinToken {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *CreateTokenResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+// JoinToken is what is known of a token beside its secret.
+type JoinToken struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	TokenId   string                 `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	Role      Role                   `protobuf:"varint,2,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	AgentId   string                 `protobuf:"bytes,3,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	UsesLeft  uint32                 `protobuf:"varint,4,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// Unset: it doesn't.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Who made it, for example "user admin".
+	CreatedBy     string `protobuf:"bytes,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinToken) Reset() {
+	*x = JoinToken{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinToken) ProtoMessage() {}
+
+func (x *JoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
+func (*JoinToken) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *JoinToken) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *JoinToken) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *JoinToken) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *JoinToken) GetUsesLeft() uint32 {
+	if x != nil {
+		return x.UsesLeft
+	}
+	return 0
+}
+
+func (x *JoinToken) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *JoinToken) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *JoinToken) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+type ListTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{8}
+}
+
+type ListTokensResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By token_id, the oldest first.
+	Tokens        []*JoinToken `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListTokensResponse) GetTokens() []*JoinToken {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type RevokeTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TokenId       string                 `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenRequest) Reset() {
+	*x = RevokeTokenRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenRequest) ProtoMessage() {}
+
+func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
+func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RevokeTokenRequest) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+type RevokeTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenResponse) Reset() {
+	*x = RevokeTokenResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenResponse) ProtoMessage() {}
+
+func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
+func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{11}
+}
+
+type BanAgentRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	AgentId string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// Why, for those who look later.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BanAgentRequest) Reset() {
+	*x = BanAgentRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BanAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BanAgentRequest) ProtoMessage() {}
+
+func (x *BanAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BanAgentRequest.ProtoReflect.Descriptor instead.
+func (*BanAgentRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *BanAgentRequest) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *BanAgentRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type BanAgentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BanAgentResponse) Reset() {
+	*x = BanAgentResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BanAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BanAgentResponse) ProtoMessage() {}
+
+func (x *BanAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BanAgentResponse.ProtoReflect.Descriptor instead.
+func (*BanAgentResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{13}
+}
+
+type UnbanAgentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnbanAgentRequest) Reset() {
+	*x = UnbanAgentRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnbanAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnbanAgentRequest) ProtoMessage() {}
+
+func (x *UnbanAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnbanAgentRequest.ProtoReflect.Descriptor instead.
+func (*UnbanAgentRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UnbanAgentRequest) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+type UnbanAgentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnbanAgentResponse) Reset() {
+	*x = UnbanAgentResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnbanAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnbanAgentResponse) ProtoMessage() {}
+
+func (x *UnbanAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnbanAgentResponse.ProtoReflect.Descriptor instead.
+func (*UnbanAgentResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{15}
+}
+
 type RegisterAgentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// health, last_heartbeat, node_count and epoch are the master's to say and are ignored.
@@ -144,7 +970,7 @@ type RegisterAgentRequest struct {
 
 func (x *RegisterAgentRequest) Reset() {
 	*x = RegisterAgentRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[0]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -156,7 +982,7 @@ func (x *RegisterAgentRequest) String() string {
 func (*RegisterAgentRequest) ProtoMessage() {}
 
 func (x *RegisterAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[0]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -169,7 +995,7 @@ func (x *RegisterAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentRequest.ProtoReflect.Descriptor instead.
 func (*RegisterAgentRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{0}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RegisterAgentRequest) GetAgent() *Agent {
@@ -205,7 +1031,7 @@ type RegisterAgentResponse struct {
 
 func (x *RegisterAgentResponse) Reset() {
 	*x = RegisterAgentResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[1]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -217,7 +1043,7 @@ func (x *RegisterAgentResponse) String() string {
 func (*RegisterAgentResponse) ProtoMessage() {}
 
 func (x *RegisterAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[1]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -230,7 +1056,7 @@ func (x *RegisterAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentResponse.ProtoReflect.Descriptor instead.
 func (*RegisterAgentResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{1}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RegisterAgentResponse) GetGridId() string {
@@ -273,7 +1099,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[2]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -285,7 +1111,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[2]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -298,7 +1124,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{2}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HeartbeatRequest) GetAgentId() string {
@@ -361,7 +1187,7 @@ type NodeUsage struct {
 
 func (x *NodeUsage) Reset() {
 	*x = NodeUsage{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[3]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +1199,7 @@ func (x *NodeUsage) String() string {
 func (*NodeUsage) ProtoMessage() {}
 
 func (x *NodeUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[3]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +1212,7 @@ func (x *NodeUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUsage.ProtoReflect.Descriptor instead.
 func (*NodeUsage) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{3}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeUsage) GetNodeId() string {
@@ -413,7 +1239,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[4]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +1251,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[4]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +1264,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{4}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HeartbeatResponse) GetWantFull() bool {
@@ -458,7 +1284,7 @@ type UnregisterAgentRequest struct {
 
 func (x *UnregisterAgentRequest) Reset() {
 	*x = UnregisterAgentRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[5]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +1296,7 @@ func (x *UnregisterAgentRequest) String() string {
 func (*UnregisterAgentRequest) ProtoMessage() {}
 
 func (x *UnregisterAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[5]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +1309,7 @@ func (x *UnregisterAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterAgentRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterAgentRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{5}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UnregisterAgentRequest) GetAgentId() string {
@@ -508,7 +1334,7 @@ type UnregisterAgentResponse struct {
 
 func (x *UnregisterAgentResponse) Reset() {
 	*x = UnregisterAgentResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[6]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +1346,7 @@ func (x *UnregisterAgentResponse) String() string {
 func (*UnregisterAgentResponse) ProtoMessage() {}
 
 func (x *UnregisterAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[6]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +1359,7 @@ func (x *UnregisterAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterAgentResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterAgentResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{6}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{22}
 }
 
 type SpawnNodeRequest struct {
@@ -557,7 +1383,7 @@ type SpawnNodeRequest struct {
 
 func (x *SpawnNodeRequest) Reset() {
 	*x = SpawnNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[7]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +1395,7 @@ func (x *SpawnNodeRequest) String() string {
 func (*SpawnNodeRequest) ProtoMessage() {}
 
 func (x *SpawnNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[7]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +1408,7 @@ func (x *SpawnNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnNodeRequest.ProtoReflect.Descriptor instead.
 func (*SpawnNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{7}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SpawnNodeRequest) GetRequestId() string {
@@ -636,7 +1462,7 @@ type SpawnNodeResponse struct {
 
 func (x *SpawnNodeResponse) Reset() {
 	*x = SpawnNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[8]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +1474,7 @@ func (x *SpawnNodeResponse) String() string {
 func (*SpawnNodeResponse) ProtoMessage() {}
 
 func (x *SpawnNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[8]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +1487,7 @@ func (x *SpawnNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnNodeResponse.ProtoReflect.Descriptor instead.
 func (*SpawnNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{8}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SpawnNodeResponse) GetNode() *Node {
@@ -682,7 +1508,7 @@ type StopNodeRequest struct {
 
 func (x *StopNodeRequest) Reset() {
 	*x = StopNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[9]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +1520,7 @@ func (x *StopNodeRequest) String() string {
 func (*StopNodeRequest) ProtoMessage() {}
 
 func (x *StopNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[9]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +1533,7 @@ func (x *StopNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopNodeRequest.ProtoReflect.Descriptor instead.
 func (*StopNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{9}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StopNodeRequest) GetNodeId() string {
@@ -736,7 +1562,7 @@ type StopNodeResponse struct {
 
 func (x *StopNodeResponse) Reset() {
 	*x = StopNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[10]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +1574,7 @@ func (x *StopNodeResponse) String() string {
 func (*StopNodeResponse) ProtoMessage() {}
 
 func (x *StopNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[10]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +1587,7 @@ func (x *StopNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopNodeResponse.ProtoReflect.Descriptor instead.
 func (*StopNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{10}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StopNodeResponse) GetNode() *Node {
@@ -789,7 +1615,7 @@ type RestartNodeRequest struct {
 
 func (x *RestartNodeRequest) Reset() {
 	*x = RestartNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[11]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +1627,7 @@ func (x *RestartNodeRequest) String() string {
 func (*RestartNodeRequest) ProtoMessage() {}
 
 func (x *RestartNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[11]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +1640,7 @@ func (x *RestartNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartNodeRequest.ProtoReflect.Descriptor instead.
 func (*RestartNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{11}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestartNodeRequest) GetNodeId() string {
@@ -840,7 +1666,7 @@ type RestartNodeResponse struct {
 
 func (x *RestartNodeResponse) Reset() {
 	*x = RestartNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[12]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +1678,7 @@ func (x *RestartNodeResponse) String() string {
 func (*RestartNodeResponse) ProtoMessage() {}
 
 func (x *RestartNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[12]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +1691,7 @@ func (x *RestartNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartNodeResponse.ProtoReflect.Descriptor instead.
 func (*RestartNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{12}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RestartNodeResponse) GetNode() *Node {
@@ -884,7 +1710,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[13]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +1722,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[13]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1735,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{13}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveNodeRequest) GetNodeId() string {
@@ -929,7 +1755,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[14]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1767,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[14]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1780,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{14}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RemoveNodeResponse) GetAlreadyRemoved() bool {
@@ -975,7 +1801,7 @@ type GetNodeStatusRequest struct {
 
 func (x *GetNodeStatusRequest) Reset() {
 	*x = GetNodeStatusRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[15]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1813,7 @@ func (x *GetNodeStatusRequest) String() string {
 func (*GetNodeStatusRequest) ProtoMessage() {}
 
 func (x *GetNodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[15]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1826,7 @@ func (x *GetNodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{15}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetNodeStatusRequest) GetNodeId() string {
@@ -1031,7 +1857,7 @@ type GetNodeStatusResponse struct {
 
 func (x *GetNodeStatusResponse) Reset() {
 	*x = GetNodeStatusResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1869,7 @@ func (x *GetNodeStatusResponse) String() string {
 func (*GetNodeStatusResponse) ProtoMessage() {}
 
 func (x *GetNodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1882,7 @@ func (x *GetNodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{16}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetNodeStatusResponse) GetNode() *Node {
@@ -1099,7 +1925,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1937,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1950,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{17}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListNodesRequest) GetAgentId() string {
@@ -1151,7 +1977,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1989,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +2002,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{18}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1194,7 +2020,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +2032,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +2045,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{35}
 }
 
 type ListAgentsResponse struct {
@@ -1232,7 +2058,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +2070,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +2083,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{20}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -1275,7 +2101,7 @@ type GetClusterStatusRequest struct {
 
 func (x *GetClusterStatusRequest) Reset() {
 	*x = GetClusterStatusRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +2113,7 @@ func (x *GetClusterStatusRequest) String() string {
 func (*GetClusterStatusRequest) ProtoMessage() {}
 
 func (x *GetClusterStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +2126,7 @@ func (x *GetClusterStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{21}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{37}
 }
 
 type GetClusterStatusResponse struct {
@@ -1325,7 +2151,7 @@ type GetClusterStatusResponse struct {
 
 func (x *GetClusterStatusResponse) Reset() {
 	*x = GetClusterStatusResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +2163,7 @@ func (x *GetClusterStatusResponse) String() string {
 func (*GetClusterStatusResponse) ProtoMessage() {}
 
 func (x *GetClusterStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +2176,7 @@ func (x *GetClusterStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetClusterStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{22}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetClusterStatusResponse) GetGridId() string {
@@ -1426,7 +2252,7 @@ type TailLogsRequest struct {
 
 func (x *TailLogsRequest) Reset() {
 	*x = TailLogsRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +2264,7 @@ func (x *TailLogsRequest) String() string {
 func (*TailLogsRequest) ProtoMessage() {}
 
 func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +2277,7 @@ func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsRequest.ProtoReflect.Descriptor instead.
 func (*TailLogsRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{23}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TailLogsRequest) GetNodeId() string {
@@ -1479,7 +2305,7 @@ type TailLogsResponse struct {
 
 func (x *TailLogsResponse) Reset() {
 	*x = TailLogsResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +2317,7 @@ func (x *TailLogsResponse) String() string {
 func (*TailLogsResponse) ProtoMessage() {}
 
 func (x *TailLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +2330,7 @@ func (x *TailLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsResponse.ProtoReflect.Descriptor instead.
 func (*TailLogsResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{24}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TailLogsResponse) GetChunk() *LogChunk {
@@ -1525,7 +2351,55 @@ var File_sutra_v1_grid_master_proto protoreflect.FileDescriptor
 
 const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\n" +
-	"\x1asutra/v1/grid_master.proto\x12\bsutra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sutra/v1/model.proto\x1a\x15sutra/v1/policy.proto\"\xad\x01\n" +
+	"\x1asutra/v1/grid_master.proto\x12\bsutra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sutra/v1/model.proto\x1a\x15sutra/v1/policy.proto\"\xb6\x01\n" +
+	"\rEnrollRequest\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12!\n" +
+	"\ftoken_secret\x18\x02 \x01(\fR\vtokenSecret\x12/\n" +
+	"\x13certificate_request\x18\x03 \x01(\fR\x12certificateRequest\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\"\n" +
+	"\x04role\x18\x05 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"L\n" +
+	"\x0eEnrollResponse\x12:\n" +
+	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\":\n" +
+	"\fCertificates\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots\"d\n" +
+	"\fRenewRequest\x12/\n" +
+	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\x12#\n" +
+	"\rexpired_chain\x18\x02 \x03(\fR\fexpiredChain\"K\n" +
+	"\rRenewResponse\x12:\n" +
+	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\"\x94\x01\n" +
+	"\x12CreateTokenRequest\x12+\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
+	"\x04uses\x18\x02 \x01(\rR\x04uses\x12\x19\n" +
+	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\"\n" +
+	"\x04role\x18\x04 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"X\n" +
+	"\x13CreateTokenResponse\x12)\n" +
+	"\x05token\x18\x01 \x01(\v2\x13.sutra.v1.JoinTokenR\x05token\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"\x97\x02\n" +
+	"\tJoinToken\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\"\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\x12\x19\n" +
+	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\x1b\n" +
+	"\tuses_left\x18\x04 \x01(\rR\busesLeft\x129\n" +
+	"\n" +
+	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\a \x01(\tR\tcreatedBy\"\x13\n" +
+	"\x11ListTokensRequest\"A\n" +
+	"\x12ListTokensResponse\x12+\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x13.sutra.v1.JoinTokenR\x06tokens\"/\n" +
+	"\x12RevokeTokenRequest\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\tR\atokenId\"\x15\n" +
+	"\x13RevokeTokenResponse\"D\n" +
+	"\x0fBanAgentRequest\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x12\n" +
+	"\x10BanAgentResponse\".\n" +
+	"\x11UnbanAgentRequest\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\"\x14\n" +
+	"\x12UnbanAgentResponse\"\xad\x01\n" +
 	"\x14RegisterAgentRequest\x12%\n" +
 	"\x05agent\x18\x01 \x01(\v2\x0f.sutra.v1.AgentR\x05agent\x12$\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x0e.sutra.v1.NodeR\x05nodes\x12H\n" +
@@ -1627,7 +2501,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xd7\b\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xa2\r\n" +
 	"\n" +
 	"GridMaster\x12_\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\r\xca\xf3\x18\t\n" +
@@ -1635,7 +2509,23 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\tHeartbeat\x12\x1a.sutra.v1.HeartbeatRequest\x1a\x1b.sutra.v1.HeartbeatResponse\"\v\xca\xf3\x18\a\n" +
 	"\x02\b\x05\x1a\x01\x04\x12e\n" +
 	"\x0fUnregisterAgent\x12 .sutra.v1.UnregisterAgentRequest\x1a!.sutra.v1.UnregisterAgentResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x04\x12T\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x04\x12J\n" +
+	"\x06Enroll\x12\x17.sutra.v1.EnrollRequest\x1a\x18.sutra.v1.EnrollResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x06\x12G\n" +
+	"\x05Renew\x12\x16.sutra.v1.RenewRequest\x1a\x17.sutra.v1.RenewResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x06\x12W\n" +
+	"\vCreateToken\x12\x1c.sutra.v1.CreateTokenRequest\x1a\x1d.sutra.v1.CreateTokenResponse\"\v\xca\xf3\x18\a\n" +
+	"\x02\b\x05\x1a\x01\x03\x12V\n" +
+	"\n" +
+	"ListTokens\x12\x1b.sutra.v1.ListTokensRequest\x1a\x1c.sutra.v1.ListTokensResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03\x12Y\n" +
+	"\vRevokeToken\x12\x1c.sutra.v1.RevokeTokenRequest\x1a\x1d.sutra.v1.RevokeTokenResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03\x12P\n" +
+	"\bBanAgent\x12\x19.sutra.v1.BanAgentRequest\x1a\x1a.sutra.v1.BanAgentResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03\x12V\n" +
+	"\n" +
+	"UnbanAgent\x12\x1b.sutra.v1.UnbanAgentRequest\x1a\x1c.sutra.v1.UnbanAgentResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03\x12T\n" +
 	"\tSpawnNode\x12\x1a.sutra.v1.SpawnNodeRequest\x1a\x1b.sutra.v1.SpawnNodeResponse\"\x0e\xca\xf3\x18\n" +
 	"\n" +
 	"\x02\b \x10\x01\x1a\x02\x02\x03\x12Q\n" +
@@ -1673,95 +2563,136 @@ func file_sutra_v1_grid_master_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_grid_master_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(Source)(0),                      // 0: sutra.v1.Source
 	(ClusterHealth)(0),               // 1: sutra.v1.ClusterHealth
-	(*RegisterAgentRequest)(nil),     // 2: sutra.v1.RegisterAgentRequest
-	(*RegisterAgentResponse)(nil),    // 3: sutra.v1.RegisterAgentResponse
-	(*HeartbeatRequest)(nil),         // 4: sutra.v1.HeartbeatRequest
-	(*NodeUsage)(nil),                // 5: sutra.v1.NodeUsage
-	(*HeartbeatResponse)(nil),        // 6: sutra.v1.HeartbeatResponse
-	(*UnregisterAgentRequest)(nil),   // 7: sutra.v1.UnregisterAgentRequest
-	(*UnregisterAgentResponse)(nil),  // 8: sutra.v1.UnregisterAgentResponse
-	(*SpawnNodeRequest)(nil),         // 9: sutra.v1.SpawnNodeRequest
-	(*SpawnNodeResponse)(nil),        // 10: sutra.v1.SpawnNodeResponse
-	(*StopNodeRequest)(nil),          // 11: sutra.v1.StopNodeRequest
-	(*StopNodeResponse)(nil),         // 12: sutra.v1.StopNodeResponse
-	(*RestartNodeRequest)(nil),       // 13: sutra.v1.RestartNodeRequest
-	(*RestartNodeResponse)(nil),      // 14: sutra.v1.RestartNodeResponse
-	(*RemoveNodeRequest)(nil),        // 15: sutra.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),       // 16: sutra.v1.RemoveNodeResponse
-	(*GetNodeStatusRequest)(nil),     // 17: sutra.v1.GetNodeStatusRequest
-	(*GetNodeStatusResponse)(nil),    // 18: sutra.v1.GetNodeStatusResponse
-	(*ListNodesRequest)(nil),         // 19: sutra.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),        // 20: sutra.v1.ListNodesResponse
-	(*ListAgentsRequest)(nil),        // 21: sutra.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),       // 22: sutra.v1.ListAgentsResponse
-	(*GetClusterStatusRequest)(nil),  // 23: sutra.v1.GetClusterStatusRequest
-	(*GetClusterStatusResponse)(nil), // 24: sutra.v1.GetClusterStatusResponse
-	(*TailLogsRequest)(nil),          // 25: sutra.v1.TailLogsRequest
-	(*TailLogsResponse)(nil),         // 26: sutra.v1.TailLogsResponse
-	nil,                              // 27: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	nil,                              // 28: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	(*Agent)(nil),                    // 29: sutra.v1.Agent
-	(*Node)(nil),                     // 30: sutra.v1.Node
-	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
-	(*Usage)(nil),                    // 32: sutra.v1.Usage
-	(*timestamppb.Timestamp)(nil),    // 33: google.protobuf.Timestamp
-	(*LogRange)(nil),                 // 34: sutra.v1.LogRange
-	(*LogChunk)(nil),                 // 35: sutra.v1.LogChunk
+	(*EnrollRequest)(nil),            // 2: sutra.v1.EnrollRequest
+	(*EnrollResponse)(nil),           // 3: sutra.v1.EnrollResponse
+	(*Certificates)(nil),             // 4: sutra.v1.Certificates
+	(*RenewRequest)(nil),             // 5: sutra.v1.RenewRequest
+	(*RenewResponse)(nil),            // 6: sutra.v1.RenewResponse
+	(*CreateTokenRequest)(nil),       // 7: sutra.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 8: sutra.v1.CreateTokenResponse
+	(*JoinToken)(nil),                // 9: sutra.v1.JoinToken
+	(*ListTokensRequest)(nil),        // 10: sutra.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 11: sutra.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 12: sutra.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 13: sutra.v1.RevokeTokenResponse
+	(*BanAgentRequest)(nil),          // 14: sutra.v1.BanAgentRequest
+	(*BanAgentResponse)(nil),         // 15: sutra.v1.BanAgentResponse
+	(*UnbanAgentRequest)(nil),        // 16: sutra.v1.UnbanAgentRequest
+	(*UnbanAgentResponse)(nil),       // 17: sutra.v1.UnbanAgentResponse
+	(*RegisterAgentRequest)(nil),     // 18: sutra.v1.RegisterAgentRequest
+	(*RegisterAgentResponse)(nil),    // 19: sutra.v1.RegisterAgentResponse
+	(*HeartbeatRequest)(nil),         // 20: sutra.v1.HeartbeatRequest
+	(*NodeUsage)(nil),                // 21: sutra.v1.NodeUsage
+	(*HeartbeatResponse)(nil),        // 22: sutra.v1.HeartbeatResponse
+	(*UnregisterAgentRequest)(nil),   // 23: sutra.v1.UnregisterAgentRequest
+	(*UnregisterAgentResponse)(nil),  // 24: sutra.v1.UnregisterAgentResponse
+	(*SpawnNodeRequest)(nil),         // 25: sutra.v1.SpawnNodeRequest
+	(*SpawnNodeResponse)(nil),        // 26: sutra.v1.SpawnNodeResponse
+	(*StopNodeRequest)(nil),          // 27: sutra.v1.StopNodeRequest
+	(*StopNodeResponse)(nil),         // 28: sutra.v1.StopNodeResponse
+	(*RestartNodeRequest)(nil),       // 29: sutra.v1.RestartNodeRequest
+	(*RestartNodeResponse)(nil),      // 30: sutra.v1.RestartNodeResponse
+	(*RemoveNodeRequest)(nil),        // 31: sutra.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),       // 32: sutra.v1.RemoveNodeResponse
+	(*GetNodeStatusRequest)(nil),     // 33: sutra.v1.GetNodeStatusRequest
+	(*GetNodeStatusResponse)(nil),    // 34: sutra.v1.GetNodeStatusResponse
+	(*ListNodesRequest)(nil),         // 35: sutra.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),        // 36: sutra.v1.ListNodesResponse
+	(*ListAgentsRequest)(nil),        // 37: sutra.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 38: sutra.v1.ListAgentsResponse
+	(*GetClusterStatusRequest)(nil),  // 39: sutra.v1.GetClusterStatusRequest
+	(*GetClusterStatusResponse)(nil), // 40: sutra.v1.GetClusterStatusResponse
+	(*TailLogsRequest)(nil),          // 41: sutra.v1.TailLogsRequest
+	(*TailLogsResponse)(nil),         // 42: sutra.v1.TailLogsResponse
+	nil,                              // 43: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	nil,                              // 44: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	(Role)(0),                        // 45: sutra.v1.Role
+	(*durationpb.Duration)(nil),      // 46: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
+	(*Agent)(nil),                    // 48: sutra.v1.Agent
+	(*Node)(nil),                     // 49: sutra.v1.Node
+	(*Usage)(nil),                    // 50: sutra.v1.Usage
+	(*LogRange)(nil),                 // 51: sutra.v1.LogRange
+	(*LogChunk)(nil),                 // 52: sutra.v1.LogChunk
 }
 var file_sutra_v1_grid_master_proto_depIdxs = []int32{
-	29, // 0: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	30, // 1: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	31, // 2: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	30, // 3: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
-	5,  // 4: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
-	32, // 5: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
-	30, // 6: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	30, // 7: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	30, // 8: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
-	30, // 9: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
-	0,  // 10: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	33, // 11: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	30, // 12: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	29, // 13: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
-	1,  // 14: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	33, // 15: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	27, // 16: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	28, // 17: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	34, // 18: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	35, // 19: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	2,  // 20: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	4,  // 21: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	7,  // 22: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	9,  // 23: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	11, // 24: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	13, // 25: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	15, // 26: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	17, // 27: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	19, // 28: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	21, // 29: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	23, // 30: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	25, // 31: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	3,  // 32: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	6,  // 33: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	8,  // 34: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	10, // 35: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	12, // 36: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	14, // 37: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	16, // 38: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	18, // 39: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	20, // 40: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	22, // 41: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	24, // 42: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	26, // 43: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	32, // [32:44] is the sub-list for method output_type
-	20, // [20:32] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	45, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
+	4,  // 1: sutra.v1.EnrollResponse.certificates:type_name -> sutra.v1.Certificates
+	4,  // 2: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
+	46, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	45, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
+	9,  // 5: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
+	45, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
+	47, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	47, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 9: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
+	48, // 10: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	49, // 11: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	46, // 12: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	49, // 13: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	21, // 14: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
+	50, // 15: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	49, // 16: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	49, // 17: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	49, // 18: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	49, // 19: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	0,  // 20: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
+	47, // 21: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	49, // 22: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	48, // 23: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	1,  // 24: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
+	47, // 25: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	43, // 26: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	44, // 27: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	51, // 28: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	52, // 29: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	18, // 30: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	20, // 31: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	23, // 32: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 33: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 34: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 35: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 36: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 37: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 38: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 39: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	25, // 40: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	27, // 41: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	29, // 42: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	31, // 43: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	33, // 44: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	35, // 45: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	37, // 46: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	39, // 47: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	41, // 48: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	19, // 49: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	22, // 50: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	24, // 51: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 52: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 53: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 54: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 55: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 56: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 57: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 58: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	26, // 59: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	28, // 60: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	30, // 61: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	32, // 62: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	34, // 63: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	36, // 64: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	38, // 65: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	40, // 66: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	42, // 67: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	49, // [49:68] is the sub-list for method output_type
+	30, // [30:49] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }
@@ -1777,7 +2708,7 @@ func file_sutra_v1_grid_master_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_grid_master_proto_rawDesc), len(file_sutra_v1_grid_master_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   27,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,13 @@ const (
 	GridMaster_RegisterAgent_FullMethodName    = "/sutra.v1.GridMaster/RegisterAgent"
 	GridMaster_Heartbeat_FullMethodName        = "/sutra.v1.GridMaster/Heartbeat"
 	GridMaster_UnregisterAgent_FullMethodName  = "/sutra.v1.GridMaster/UnregisterAgent"
+	GridMaster_Enroll_FullMethodName           = "/sutra.v1.GridMaster/Enroll"
+	GridMaster_Renew_FullMethodName            = "/sutra.v1.GridMaster/Renew"
+	GridMaster_CreateToken_FullMethodName      = "/sutra.v1.GridMaster/CreateToken"
+	GridMaster_ListTokens_FullMethodName       = "/sutra.v1.GridMaster/ListTokens"
+	GridMaster_RevokeToken_FullMethodName      = "/sutra.v1.GridMaster/RevokeToken"
+	GridMaster_BanAgent_FullMethodName         = "/sutra.v1.GridMaster/BanAgent"
+	GridMaster_UnbanAgent_FullMethodName       = "/sutra.v1.GridMaster/UnbanAgent"
 	GridMaster_SpawnNode_FullMethodName        = "/sutra.v1.GridMaster/SpawnNode"
 	GridMaster_StopNode_FullMethodName         = "/sutra.v1.GridMaster/StopNode"
 	GridMaster_RestartNode_FullMethodName      = "/sutra.v1.GridMaster/RestartNode"
@@ -49,6 +56,22 @@ type GridMasterClient interface {
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
 	// UnregisterAgent says that an agent stops in good order: it is OFFLINE at once.
 	UnregisterAgent(ctx context.Context, in *UnregisterAgentRequest, opts ...grpc.CallOption) (*UnregisterAgentResponse, error)
+	// Enroll gives an identity to whoever has a join token. Asked again with the same key it answers again: the token isn't
+	// used a second time.
+	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error)
+	// Renew gives the caller's identity another certificate. One whose certificate expired, not too long ago, proves
+	// by its old key who it is.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
+	// CreateToken makes a join token. It isn't tried again: the answer alone has the secret.
+	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
+	// ListTokens says which tokens there are, without their secrets.
+	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
+	// RevokeToken makes a token useless. Identities that were given for it stay.
+	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// BanAgent keeps an agent out of the grid, with all certificates that it has or asks for. Its nodes run on.
+	BanAgent(ctx context.Context, in *BanAgentRequest, opts ...grpc.CallOption) (*BanAgentResponse, error)
+	// UnbanAgent lets a banned agent in again.
+	UnbanAgent(ctx context.Context, in *UnbanAgentRequest, opts ...grpc.CallOption) (*UnbanAgentResponse, error)
 	// SpawnNode starts a node and answers when it is ready.
 	SpawnNode(ctx context.Context, in *SpawnNodeRequest, opts ...grpc.CallOption) (*SpawnNodeResponse, error)
 	// StopNode stops a node and answers when its exit is confirmed. Stopping a stopped node is no error.
@@ -101,6 +124,76 @@ func (c *gridMasterClient) UnregisterAgent(ctx context.Context, in *UnregisterAg
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UnregisterAgentResponse)
 	err := c.cc.Invoke(ctx, GridMaster_UnregisterAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnrollResponse)
+	err := c.cc.Invoke(ctx, GridMaster_Enroll_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewResponse)
+	err := c.cc.Invoke(ctx, GridMaster_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateTokenResponse)
+	err := c.cc.Invoke(ctx, GridMaster_CreateToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListTokensResponse)
+	err := c.cc.Invoke(ctx, GridMaster_ListTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeTokenResponse)
+	err := c.cc.Invoke(ctx, GridMaster_RevokeToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) BanAgent(ctx context.Context, in *BanAgentRequest, opts ...grpc.CallOption) (*BanAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BanAgentResponse)
+	err := c.cc.Invoke(ctx, GridMaster_BanAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) UnbanAgent(ctx context.Context, in *UnbanAgentRequest, opts ...grpc.CallOption) (*UnbanAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnbanAgentResponse)
+	err := c.cc.Invoke(ctx, GridMaster_UnbanAgent_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -222,6 +315,22 @@ type GridMasterServer interface {
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
 	// UnregisterAgent says that an agent stops in good order: it is OFFLINE at once.
 	UnregisterAgent(context.Context, *UnregisterAgentRequest) (*UnregisterAgentResponse, error)
+	// Enroll gives an identity to whoever has a join token. Asked again with the same key it answers again: the token isn't
+	// used a second time.
+	Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error)
+	// Renew gives the caller's identity another certificate. One whose certificate expired, not too long ago, proves
+	// by its old key who it is.
+	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
+	// CreateToken makes a join token. It isn't tried again: the answer alone has the secret.
+	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
+	// ListTokens says which tokens there are, without their secrets.
+	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
+	// RevokeToken makes a token useless. Identities that were given for it stay.
+	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// BanAgent keeps an agent out of the grid, with all certificates that it has or asks for. Its nodes run on.
+	BanAgent(context.Context, *BanAgentRequest) (*BanAgentResponse, error)
+	// UnbanAgent lets a banned agent in again.
+	UnbanAgent(context.Context, *UnbanAgentRequest) (*UnbanAgentResponse, error)
 	// SpawnNode starts a node and answers when it is ready.
 	SpawnNode(context.Context, *SpawnNodeRequest) (*SpawnNodeResponse, error)
 	// StopNode stops a node and answers when its exit is confirmed. Stopping a stopped node is no error.
@@ -258,6 +367,27 @@ func (UnimplementedGridMasterServer) Heartbeat(context.Context, *HeartbeatReques
 }
 func (UnimplementedGridMasterServer) UnregisterAgent(context.Context, *UnregisterAgentRequest) (*UnregisterAgentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UnregisterAgent not implemented")
+}
+func (UnimplementedGridMasterServer) Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Enroll not implemented")
+}
+func (UnimplementedGridMasterServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedGridMasterServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
+}
+func (UnimplementedGridMasterServer) ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListTokens not implemented")
+}
+func (UnimplementedGridMasterServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
+}
+func (UnimplementedGridMasterServer) BanAgent(context.Context, *BanAgentRequest) (*BanAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BanAgent not implemented")
+}
+func (UnimplementedGridMasterServer) UnbanAgent(context.Context, *UnbanAgentRequest) (*UnbanAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnbanAgent not implemented")
 }
 func (UnimplementedGridMasterServer) SpawnNode(context.Context, *SpawnNodeRequest) (*SpawnNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SpawnNode not implemented")
@@ -357,6 +487,132 @@ func _GridMaster_UnregisterAgent_Handler(srv interface{}, ctx context.Context, d
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(GridMasterServer).UnregisterAgent(ctx, req.(*UnregisterAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_Enroll_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnrollRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).Enroll(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_Enroll_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).Enroll(ctx, req.(*EnrollRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).CreateToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_CreateToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).CreateToken(ctx, req.(*CreateTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_ListTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListTokensRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).ListTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_ListTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).ListTokens(ctx, req.(*ListTokensRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_RevokeToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).RevokeToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_RevokeToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).RevokeToken(ctx, req.(*RevokeTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_BanAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BanAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).BanAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_BanAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).BanAgent(ctx, req.(*BanAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_UnbanAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnbanAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).UnbanAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_UnbanAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).UnbanAgent(ctx, req.(*UnbanAgentRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -534,6 +790,34 @@ var GridMaster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UnregisterAgent",
 			Handler:    _GridMaster_UnregisterAgent_Handler,
+		},
+		{
+			MethodName: "Enroll",
+			Handler:    _GridMaster_Enroll_Handler,
+		},
+		{
+			MethodName: "Renew",
+			Handler:    _GridMaster_Renew_Handler,
+		},
+		{
+			MethodName: "CreateToken",
+			Handler:    _GridMaster_CreateToken_Handler,
+		},
+		{
+			MethodName: "ListTokens",
+			Handler:    _GridMaster_ListTokens_Handler,
+		},
+		{
+			MethodName: "RevokeToken",
+			Handler:    _GridMaster_RevokeToken_Handler,
+		},
+		{
+			MethodName: "BanAgent",
+			Handler:    _GridMaster_BanAgent_Handler,
+		},
+		{
+			MethodName: "UnbanAgent",
+			Handler:    _GridMaster_UnbanAgent_Handler,
 		},
 		{
 			MethodName: "SpawnNode",

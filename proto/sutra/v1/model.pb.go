@@ -1301,11 +1301,202 @@ func (x *LogChunk) GetSkipped() uint64 {
 	return 0
 }
 
+// TokenRecord is what the master keeps of a join token on disk.
+type TokenRecord struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	TokenId string                 `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	// SHA-256 of the secret, which itself isn't kept.
+	SecretSha256 []byte `protobuf:"bytes,2,opt,name=secret_sha256,json=secretSha256,proto3" json:"secret_sha256,omitempty"`
+	Role         Role   `protobuf:"varint,3,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	// The only agent that may join with it; empty: any.
+	AgentId string `protobuf:"bytes,4,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// How many more may join with it.
+	UsesLeft uint32 `protobuf:"varint,5,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`
+	// It isn't used up, and it doesn't expire: the one that the master leaves for agents of its own host.
+	Local     bool                   `protobuf:"varint,6,opt,name=local,proto3" json:"local,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	CreatedBy string                 `protobuf:"bytes,9,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// SHA-256 of the keys that have joined with it: asked again with one of them, the answer is the same.
+	UsedBy        [][]byte `protobuf:"bytes,10,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenRecord) Reset() {
+	*x = TokenRecord{}
+	mi := &file_sutra_v1_model_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenRecord) ProtoMessage() {}
+
+func (x *TokenRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
+func (*TokenRecord) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *TokenRecord) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *TokenRecord) GetSecretSha256() []byte {
+	if x != nil {
+		return x.SecretSha256
+	}
+	return nil
+}
+
+func (x *TokenRecord) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *TokenRecord) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *TokenRecord) GetUsesLeft() uint32 {
+	if x != nil {
+		return x.UsesLeft
+	}
+	return 0
+}
+
+func (x *TokenRecord) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+func (x *TokenRecord) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *TokenRecord) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *TokenRecord) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *TokenRecord) GetUsedBy() [][]byte {
+	if x != nil {
+		return x.UsedBy
+	}
+	return nil
+}
+
+// BanRecord keeps an agent out of the grid.
+type BanRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	BannedAt      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=banned_at,json=bannedAt,proto3" json:"banned_at,omitempty"`
+	BannedBy      string                 `protobuf:"bytes,4,opt,name=banned_by,json=bannedBy,proto3" json:"banned_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BanRecord) Reset() {
+	*x = BanRecord{}
+	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BanRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BanRecord) ProtoMessage() {}
+
+func (x *BanRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BanRecord.ProtoReflect.Descriptor instead.
+func (*BanRecord) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *BanRecord) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *BanRecord) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BanRecord) GetBannedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BannedAt
+	}
+	return nil
+}
+
+func (x *BanRecord) GetBannedBy() string {
+	if x != nil {
+		return x.BannedBy
+	}
+	return ""
+}
+
 var File_sutra_v1_model_proto protoreflect.FileDescriptor
 
 const file_sutra_v1_model_proto_rawDesc = "" +
 	"\n" +
-	"\x14sutra/v1/model.proto\x12\bsutra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x06\n" +
+	"\x14sutra/v1/model.proto\x12\bsutra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15sutra/v1/policy.proto\"\xbb\x06\n" +
 	"\x04Node\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x18\n" +
@@ -1419,7 +1610,27 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\x04R\bposition\x12\x18\n" +
-	"\askipped\x18\x03 \x01(\x04R\askipped*\xa7\x01\n" +
+	"\askipped\x18\x03 \x01(\x04R\askipped\"\xed\x02\n" +
+	"\vTokenRecord\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12#\n" +
+	"\rsecret_sha256\x18\x02 \x01(\fR\fsecretSha256\x12\"\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\x12\x19\n" +
+	"\bagent_id\x18\x04 \x01(\tR\aagentId\x12\x1b\n" +
+	"\tuses_left\x18\x05 \x01(\rR\busesLeft\x12\x14\n" +
+	"\x05local\x18\x06 \x01(\bR\x05local\x129\n" +
+	"\n" +
+	"created_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\t \x01(\tR\tcreatedBy\x12\x17\n" +
+	"\aused_by\x18\n" +
+	" \x03(\fR\x06usedBy\"\x94\x01\n" +
+	"\tBanRecord\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
+	"\tbanned_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bbannedAt\x12\x1b\n" +
+	"\tbanned_by\x18\x04 \x01(\tR\bbannedBy*\xa7\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_STARTING\x10\x01\x12\x11\n" +
@@ -1462,7 +1673,7 @@ func file_sutra_v1_model_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_sutra_v1_model_proto_goTypes = []any{
 	(Phase)(0),                    // 0: sutra.v1.Phase
 	(Desired)(0),                  // 1: sutra.v1.Desired
@@ -1477,39 +1688,46 @@ var file_sutra_v1_model_proto_goTypes = []any{
 	(*ProcessRecord)(nil),         // 10: sutra.v1.ProcessRecord
 	(*LogRange)(nil),              // 11: sutra.v1.LogRange
 	(*LogChunk)(nil),              // 12: sutra.v1.LogChunk
-	nil,                           // 13: sutra.v1.Agent.LabelsEntry
-	nil,                           // 14: sutra.v1.ProcessRecord.CgroupsEntry
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*TokenRecord)(nil),           // 13: sutra.v1.TokenRecord
+	(*BanRecord)(nil),             // 14: sutra.v1.BanRecord
+	nil,                           // 15: sutra.v1.Agent.LabelsEntry
+	nil,                           // 16: sutra.v1.ProcessRecord.CgroupsEntry
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(Role)(0),                     // 19: sutra.v1.Role
 }
 var file_sutra_v1_model_proto_depIdxs = []int32{
 	0,  // 0: sutra.v1.Node.phase:type_name -> sutra.v1.Phase
 	1,  // 1: sutra.v1.Node.desired:type_name -> sutra.v1.Desired
 	2,  // 2: sutra.v1.Node.health:type_name -> sutra.v1.NodeHealth
-	15, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	17, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 4: sutra.v1.Node.last_exit:type_name -> sutra.v1.Exit
-	15, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
+	17, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
 	4,  // 6: sutra.v1.Node.memory_limit:type_name -> sutra.v1.Enforcement
 	6,  // 7: sutra.v1.Node.usage:type_name -> sutra.v1.Usage
-	15, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
-	16, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
-	15, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	17, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
+	18, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
+	17, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
 	3,  // 11: sutra.v1.Agent.health:type_name -> sutra.v1.AgentHealth
-	15, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
-	13, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
+	17, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
+	15, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
 	5,  // 14: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
-	15, // 15: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
-	15, // 16: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
+	17, // 15: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
+	17, // 16: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
 	5,  // 17: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
-	15, // 18: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
+	17, // 18: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 19: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
-	14, // 20: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
-	15, // 21: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	16, // 20: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
+	17, // 21: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
+	19, // 22: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
+	17, // 23: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
+	17, // 24: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
+	17, // 25: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_model_proto_init() }
@@ -1517,6 +1735,7 @@ func file_sutra_v1_model_proto_init() {
 	if File_sutra_v1_model_proto != nil {
 		return
 	}
+	file_sutra_v1_policy_proto_init()
 	file_sutra_v1_model_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1524,7 +1743,7 @@ func file_sutra_v1_model_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_model_proto_rawDesc), len(file_sutra_v1_model_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -38,6 +38,8 @@ const (
 	Role_ROLE_AGENT Role = 4
 	// A master; the only one that agents listen to.
 	Role_ROLE_MASTER Role = 5
+	// Everybody, also who has no identity yet: the method itself finds out whom it serves.
+	Role_ROLE_ANYONE Role = 6
 )
 
 // Enum value maps for Role.
@@ -49,6 +51,7 @@ var (
 		3: "ROLE_ADMIN",
 		4: "ROLE_AGENT",
 		5: "ROLE_MASTER",
+		6: "ROLE_ANYONE",
 	}
 	Role_value = map[string]int32{
 		"ROLE_UNSPECIFIED": 0,
@@ -57,6 +60,7 @@ var (
 		"ROLE_ADMIN":       3,
 		"ROLE_AGENT":       4,
 		"ROLE_MASTER":      5,
+		"ROLE_ANYONE":      6,
 	}
 )
 
@@ -184,7 +188,7 @@ const file_sutra_v1_policy_proto_rawDesc = "" +
 	"\atimeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1d\n" +
 	"\n" +
 	"retry_safe\x18\x02 \x01(\bR\tretrySafe\x12$\n" +
-	"\x05roles\x18\x03 \x03(\x0e2\x0e.sutra.v1.RoleR\x05roles*q\n" +
+	"\x05roles\x18\x03 \x03(\x0e2\x0e.sutra.v1.RoleR\x05roles*\x82\x01\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_VIEWER\x10\x01\x12\x11\n" +
@@ -193,7 +197,8 @@ const file_sutra_v1_policy_proto_rawDesc = "" +
 	"ROLE_ADMIN\x10\x03\x12\x0e\n" +
 	"\n" +
 	"ROLE_AGENT\x10\x04\x12\x0f\n" +
-	"\vROLE_MASTER\x10\x05:J\n" +
+	"\vROLE_MASTER\x10\x05\x12\x0f\n" +
+	"\vROLE_ANYONE\x10\x06:J\n" +
 	"\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xb9\x8e\x03 \x01(\v2\x10.sutra.v1.PolicyR\x06policyB4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
 
 var (

@@ -32,16 +32,45 @@ func (r *Registry) Claim(a *sutrav1.Agent, now time.Time) (*sutrav1.Agent, error
 			continue
 		}
 		if other.GetInstanceId() != a.GetInstanceId() && known.live.State(r.awake(now)) != health.Offline {
-			return nil, rpc.Errorf(rpc.AgentIDTaken, "agent id %s is taken by the agent on %s at %s, which is %s",
-				id, other.GetHostname(), other.GetEndpoint(), known.live.State(r.awake(now))).
-				With("agent_id", id).With("endpoint", other.GetEndpoint()).
-				WithHint("give this agent another agent_id, or stop the other one and wait until it is OFFLINE: sutra list-agents")
+			return nil, taken(other, known.live.State(r.awake(now)))
 		}
 		rec.Epoch = max(rec.GetEpoch(), other.GetEpoch()+1)
 		rec.Draining = rec.GetDraining() || other.GetDraining()
 	}
 	known.claim = rec
 	return rec, nil
+}
+
+func taken(by *sutrav1.Agent, state health.State) *rpc.Error {
+	return rpc.Errorf(rpc.AgentIDTaken, "agent id %s is taken by the agent on %s at %s, which is %s",
+		by.GetAgentId(), by.GetHostname(), by.GetEndpoint(), state).
+		With("agent_id", by.GetAgentId()).With("endpoint", by.GetEndpoint()).
+		WithHint("give this agent another agent_id, or stop the other one and wait until it is OFFLINE: sutra list-agents")
+}
+
+// Taken says that an agent has an id already and isn't OFFLINE; nil where none does.
+func (r *Registry) Taken(id string, now time.Time) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	a := r.agents[id]
+	if a == nil || a.info == nil || a.live.State(r.awake(now)) == health.Offline {
+		return nil
+	}
+	return taken(a.info, a.live.State(r.awake(now)))
+}
+
+// Leave makes an agent OFFLINE that isn't to be heard any more.
+func (r *Registry) Leave(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.agents[id]
+	if a == nil || a.info == nil {
+		return
+	}
+	a.live.Left()
+	a.shown = health.Offline // no transition to tell of: it is known why
+	a.inventory = false
+	r.touch()
 }
 
 // Release takes a claim back that couldn't be persisted.

@@ -19,6 +19,8 @@ const (
 	agentPrefix     = keyPrefix + "agents/"
 	nodePrefix      = keyPrefix + "nodes/"
 	tombstonePrefix = keyPrefix + "tombstones/"
+	tokenPrefix     = keyPrefix + "tokens/"
+	banPrefix       = keyPrefix + "bans/"
 )
 
 // pageSize bounds how many values one read holds in memory beside the result.
@@ -30,6 +32,7 @@ type State struct {
 	Nodes  []*sutrav1.NodeRecord
 	// Nodes that ended and were removed: one that an agent reports again is not adopted.
 	Tombstones []*sutrav1.NodeRecord
+	Bans       []*sutrav1.BanRecord
 }
 
 // Load reads the state as it was at one moment. A value that can't be decoded is an
@@ -60,6 +63,15 @@ func (s *Store) Load(ctx context.Context) (State, error) {
 				return err
 			}
 			st.Tombstones = append(st.Tombstones, n)
+		case strings.HasPrefix(key, banPrefix):
+			b := &sutrav1.BanRecord{}
+			if err := proto.Unmarshal(kv.Value, b); err != nil {
+				return damaged(key, err)
+			}
+			if banPrefix+b.GetAgentId() != key {
+				return damaged(key, fmt.Errorf("it bans agent %q", b.GetAgentId()))
+			}
+			st.Bans = append(st.Bans, b)
 		}
 		return nil
 	})

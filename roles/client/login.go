@@ -1,0 +1,138 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sutra-grid/sutra/config"
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
+)
+
+func (c *client) loginCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "login",
+		Usage:     "join a grid as a person, with a token",
+		UsageText: "sutra login --master HOST:PORT --token TOKEN [--name NAME]",
+		Description: `The identity that the token gives is kept under credentials/ in the home, and is used by all verbs from then on.
+$SUTRA_JOIN_TOKEN stands for --token, and shows in no list of processes.
+
+Examples:
+  sutra login --master 10.0.0.10:7000 --token "$T"
+
+Exit codes: 0 joined; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 the token is refused`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "token", EnvVars: []string{"SUTRA_JOIN_TOKEN"}, Usage: "the `TOKEN` that sutra token create printed"},
+			&cli.StringFlag{Name: "name", Usage: "what the grid calls this `PERSON` (default: this account's name)"},
+		},
+		Action: c.verb("token", login),
+	}
+}
+
+func login(cctx *cli.Context, s *session) error {
+	if cctx.String("token") == "" {
+		return &UsageError{Message: "sutra login needs --token", Hint: "an admin makes one: sutra token create --role operator"}
+	}
+	token, err := pki.ParseToken(cctx.String("token"))
+	if err != nil {
+		return rpc.Errorf(rpc.TokenRefused, "--token: %v", err).WithHint("copy it whole, as sutra token create printed it")
+	}
+	name := cctx.String("name")
+	if name == "" {
+		name = accountName()
+	}
+	key, request, err := pki.NewRequest()
+	if err != nil {
+		return err
+	}
+	s.channel.Close()
+	s.channel = rpc.Join(s.endpoint, token) // closed by verb
+	response, err := s.master.Enroll(cctx.Context, &sutrav1.EnrollRequest{
+		TokenId: token.ID, TokenSecret: token.Secret[:], CertificateRequest: request, Name: name,
+	})
+	if err != nil {
+		return err
+	}
+	own, err := pki.FromAnswer(key, response.GetCertificates())
+	if err != nil {
+		return fmt.Errorf("join the grid at %s: %w", s.endpoint, err)
+	}
+	if err := own.Save(config.Credentials(s.home, own.Identity.Grid)); err != nil {
+		return err
+	}
+	s.tell("all verbs use it from now on; name the master with SUTRA_MASTER=" + s.endpoint)
+	return s.write(fmt.Sprintf("joined grid %s as %s, with the role %s\n", own.Identity.Grid, own.Identity, pki.RoleWord(own.Identity.Role)))
+}
+
+// accountName is this account's name, as far as names in a grid may have its letters.
+func accountName() string {
+	name := "user"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	name = strings.Map(func(r rune) rune {
+		if config.ValidID("", string(r)) != nil && r != '.' {
+			return '-'
+		}
+		return r
+	}, name)
+	if config.ValidID("", name) != nil {
+		return "user"
+	}
+	return name
+}
+
+// credentials reads the identities that this account has, one a grid.
+func credentials(home string) ([]*pki.Credentials, error) {
+	var all []*pki.Credentials
+	for _, path := range config.AllCredentials(home) {
+		c, err := pki.Load(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // removed at this moment
+		}
+		if err != nil {
+			return nil, rpc.Errorf(rpc.Unauthenticated, "%v", err).
+				WithHint("mend the file; or remove it, and start this host's master again, or sutra login")
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+// renewed renews those of the credentials that are due and whose grid this master's is. What can't be renewed is used as it is.
+func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials) []*pki.Credentials {
+	for i, c := range all {
+		now := time.Now()
+		if now.Before(c.RenewAt()) {
+			continue
+		}
+		request, err := pki.Request(c.Key())
+		if err != nil {
+			continue
+		}
+		req := &sutrav1.RenewRequest{CertificateRequest: request}
+		if now.After(c.Expires) {
+			req.ExpiredChain = c.Chain()
+		}
+		channel := rpc.Master(s.endpoint, func() []*pki.Credentials { return []*pki.Credentials{c} }, nil)
+		response, err := sutrav1.NewGridMasterClient(channel).Renew(cctx.Context, req)
+		channel.Close()
+		if err != nil {
+			continue // the verb's own call says what is the matter
+		}
+		again, err := pki.FromAnswer(c.Key(), response.GetCertificates())
+		if err != nil || again.Identity != c.Identity {
+			continue
+		}
+		all[i] = again
+		_ = again.Save(config.Credentials(s.home, again.Identity.Grid)) // else it is renewed again the next time
+	}
+	return all
+}

@@ -1,0 +1,126 @@
+package client
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+)
+
+func (c *client) tokenCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "token",
+		Usage: "make, list and revoke the tokens with which agents and people join the grid",
+		Description: `A token is a secret: whoever has it joins. It says which grid it is of, so that nobody else gets it.
+
+Examples:
+  sutra token create                             one agent may join within 24 h
+  sutra token create --role operator --ttl 1h    one person, who may spawn and stop
+  sutra token list
+  sutra token revoke ID`,
+		Subcommands: []*cli.Command{c.tokenCreateCommand(), c.tokenListCommand(), c.tokenRevokeCommand()},
+	}
+}
+
+func (c *client) tokenCreateCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "create",
+		Usage:     "make a join token",
+		UsageText: "sutra token create [--role agent|operator|viewer|admin] [--ttl 24h] [--uses 1] [--agent-id ID]",
+		Description: `It is shown once: the grid keeps its hash alone.
+
+Examples:
+  T=$(sutra token create)                        for: sutra agent --config agent.toml --join-token "$T"
+  sutra token create --agent-id agent-007        no other agent may join with it
+  sutra token create --role viewer               for: sutra login --master HOST:7000 --token TOKEN
+
+Exit codes: 0 made; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 not allowed`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "role", Value: "agent", Usage: "what those who join are to be: `ROLE` agent, operator, viewer or admin"},
+			&cli.DurationFlag{Name: "ttl", Value: 24 * time.Hour, Usage: "`TIME` for which it is good"},
+			&cli.UintFlag{Name: "uses", Value: 1, Usage: "how `MANY` may join with it"},
+			&cli.StringFlag{Name: "agent-id", Usage: "the only `AGENT` that may join with it (default: any)"},
+		},
+		Action: c.verb("", createToken),
+	}
+}
+
+func createToken(cctx *cli.Context, s *session) error {
+	role, ok := map[string]sutrav1.Role{
+		"agent": sutrav1.Role_ROLE_AGENT, "viewer": sutrav1.Role_ROLE_VIEWER, "operator": sutrav1.Role_ROLE_OPERATOR, "admin": sutrav1.Role_ROLE_ADMIN,
+	}[cctx.String("role")]
+	if !ok {
+		return &UsageError{Message: fmt.Sprintf("there is no role %q", cctx.String("role")), Hint: "--role is agent, operator, viewer or admin"}
+	}
+	response, err := s.master.CreateToken(cctx.Context, &sutrav1.CreateTokenRequest{
+		Ttl: durationpb.New(cctx.Duration("ttl")), Uses: uint32(min(cctx.Uint("uses"), 1<<31)), AgentId: cctx.String("agent-id"), Role: role,
+	})
+	if err != nil {
+		return err
+	}
+	if role == sutrav1.Role_ROLE_AGENT {
+		s.tell("on the agent's host: sutra agent --config agent.toml --join-token TOKEN")
+	} else {
+		s.tell("on the other host: sutra login --master HOST:PORT --token TOKEN")
+	}
+	return s.show(response, func() string { return response.GetSecret() + "\n" })
+}
+
+func (c *client) tokenListCommand() *cli.Command {
+	return &cli.Command{
+		Name:        "list",
+		Usage:       "list the join tokens, without their secrets",
+		UsageText:   "sutra token list",
+		Description: `Exit codes: 0 the master answered; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 not allowed`,
+		Action:      c.verb("", listTokens),
+	}
+}
+
+func listTokens(cctx *cli.Context, s *session) error {
+	response, err := s.master.ListTokens(cctx.Context, &sutrav1.ListTokensRequest{})
+	if err != nil {
+		return err
+	}
+	if len(response.GetTokens()) == 0 && !s.json {
+		s.tell("there is no token; make one with: sutra token create")
+		return nil
+	}
+	return s.show(response, func() string {
+		t := header("TOKEN", "ROLE", "AGENT", "USES-LEFT", "EXPIRES", "MADE-BY")
+		for _, tok := range response.GetTokens() {
+			t.add(text(tok.GetTokenId()), text(strings.ToLower(strings.TrimPrefix(tok.GetRole().String(), "ROLE_"))), text(tok.GetAgentId()),
+				text(fmt.Sprint(tok.GetUsesLeft())), text(tok.GetExpiresAt().AsTime().UTC().Format(time.RFC3339)), text(tok.GetCreatedBy()))
+		}
+		return t.render(s.Color && s.OutTTY)
+	})
+}
+
+func (c *client) tokenRevokeCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "revoke",
+		Usage:     "make a join token useless; who has joined with it stays",
+		UsageText: "sutra token revoke ID",
+		Description: `Exit codes: 0 revoked; 1 failed; 2 bad flags; 3 there is no such token; 4 master unavailable; 5 timed out;
+6 not allowed`,
+		Action: c.verb(argument, revokeToken),
+	}
+}
+
+func revokeToken(cctx *cli.Context, s *session) error {
+	if cctx.Args().Len() != 1 || cctx.Args().First() == "" {
+		return &UsageError{
+			Message: fmt.Sprintf("%s takes one token's id, behind its flags, and has %d words there", cctx.Command.HelpName, cctx.Args().Len()),
+			Hint:    "sutra token list shows the ids; a token itself is no id",
+		}
+	}
+	id := cctx.Args().First()
+	response, err := s.master.RevokeToken(cctx.Context, &sutrav1.RevokeTokenRequest{TokenId: id})
+	if err != nil {
+		return err
+	}
+	return s.show(response, func() string { return "revoked " + clean(id) + "\n" })
+}

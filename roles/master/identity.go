@@ -1,0 +1,132 @@
+package master
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sutra-grid/sutra/config"
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/roles/master/store"
+	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
+)
+
+// adminLife is how long the identity lasts that a master leaves for its own account. It is left anew at each start.
+const adminLife = 365 * 24 * time.Hour
+
+// secure opens the grid's authority and gives this master its identity, and leaves on this host what its agents and its
+// people need: an admin's identity and a token. In the clear it does nothing of that.
+func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access, error) {
+	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[string]*sutrav1.BanRecord{}}
+	for _, b := range bans {
+		a.bans[b.GetAgentId()] = b
+	}
+	var err error
+	if a.authority, err = pki.OpenAuthority(filepath.Join(m.cfg.Home, "master", "pki"), a.grid); err != nil {
+		return nil, fmt.Errorf("open the grid's authority: %w", err)
+	}
+	if m.cfg.Insecure != rpc.Secure {
+		m.cfg.Log.Warn().Msg("--insecure: everything is sent in the clear, and whoever reaches this port runs the grid")
+		return a, nil
+	}
+	m.identity = &pki.Holder{}
+	if err := m.renewOwn(a); err != nil {
+		return nil, err
+	}
+	admin, err := a.authority.Own(pki.UserIdentity(a.grid, "admin", sutrav1.Role_ROLE_ADMIN), adminLife)
+	if err == nil {
+		err = admin.Save(config.Credentials(m.cfg.Home, a.grid))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("leave an admin's identity for this account: %w", err)
+	}
+	if err := m.leaveToken(ctx, a); err != nil {
+		return nil, fmt.Errorf("leave a token for this host's agents: %w", err)
+	}
+	return a, nil
+}
+
+// masterName names this master in its certificate: its host, as far as names may have its letters.
+func masterName() string {
+	host, _ := os.Hostname() // without one it is "master"
+	name := strings.Map(func(r rune) rune {
+		if config.ValidID("", string(r)) != nil {
+			return '-'
+		}
+		return r
+	}, host)
+	if len(name) > 64 {
+		name = name[:64]
+	}
+	if config.ValidID("", name) != nil {
+		return "master"
+	}
+	return name
+}
+
+func (m *Master) renewOwn(a *access) error {
+	own, err := a.authority.Own(pki.MasterIdentity(a.grid, masterName()), a.life)
+	if err != nil {
+		return fmt.Errorf("give this master its identity: %w", err)
+	}
+	m.identity.Set(own)
+	return nil
+}
+
+// renew replaces the master's own certificate in time, until ctx ends.
+func (m *Master) renew(ctx context.Context) error {
+	if m.identity == nil {
+		return nil
+	}
+	for {
+		timer := time.NewTimer(time.Until(m.identity.Get().RenewAt()))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		if err := m.renewOwn(m.service.access); err != nil {
+			return err
+		}
+	}
+}
+
+// leaveToken leaves a token for agents of this host under credentials/, unless the one that is there is still good.
+func (m *Master) leaveToken(ctx context.Context, a *access) error {
+	path := config.JoinToken(m.cfg.Home)
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if there, bad := pki.ParseToken(string(data)); err == nil && bad == nil && there.Root == a.authority.Hash() {
+		good := false
+		err := m.store.ChangeToken(ctx, there.ID, func(t *sutrav1.TokenRecord) error {
+			good = t.GetLocal() && there.Matches(t.GetSecretSha256())
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNoToken) || good {
+			return err
+		}
+	}
+	token, err := pki.NewToken(a.authority.Hash())
+	if err != nil {
+		return err
+	}
+	rec := &sutrav1.TokenRecord{
+		TokenId: token.ID, SecretSha256: token.SecretHash(), Role: sutrav1.Role_ROLE_AGENT, Local: true, CreatedAt: timestamppb.Now(),
+		CreatedBy: "master",
+	}
+	if err := m.store.SaveToken(ctx, rec); err != nil {
+		return err
+	}
+	return config.WriteFile(path, []byte(token.Encode()+"\n")) // 0600
+}

@@ -1,0 +1,275 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/peer"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc/pki"
+)
+
+// Guard is how a server finds out who calls, and whom it keeps out. The zero Guard asks nobody and lets everybody in: it is
+// for grids that were told to be insecure.
+type Guard struct {
+	// Credentials are the server's own; nil: connections are in the clear.
+	Credentials *pki.Holder
+	// Banned says why an identity is kept out although its certificate holds; nil where none is.
+	Banned func(pki.Identity) error
+}
+
+// Caller is who is at the other end of a server's connection.
+type Caller struct {
+	credentials.CommonAuthInfo
+	// Identity is nobody where Why says that nobody is known.
+	Identity pki.Identity
+	Why      error
+	// Expires is when the certificate ends.
+	Expires time.Time
+}
+
+// AuthType is how gRPC calls this.
+func (Caller) AuthType() string { return "sutra" }
+
+// CallerOf is who made the call with that context; nobody on a connection in the clear.
+func CallerOf(ctx context.Context) pki.Identity { return callerOf(ctx).Identity }
+
+func callerOf(ctx context.Context) Caller {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return Caller{Why: errInClear}
+	}
+	caller, ok := p.AuthInfo.(Caller)
+	if !ok {
+		return Caller{Why: errInClear}
+	}
+	return caller
+}
+
+var errInClear = errors.New("the connection is in the clear")
+
+// admission is a Guard's side of the handshakes: it knows each connection's caller.
+type admission struct {
+	credentials.TransportCredentials
+	guard Guard
+
+	mu    sync.Mutex // guards conns
+	conns map[*known]bool
+}
+
+// known is a connection whose caller is known.
+type known struct {
+	net.Conn
+	caller pki.Identity
+	gone   func(*known)
+}
+
+// Close forgets the connection.
+func (k *known) Close() error {
+	k.gone(k)
+	return k.Conn.Close()
+}
+
+func newAdmission(g Guard) *admission {
+	a := &admission{TransportCredentials: insecure.NewCredentials(), guard: g, conns: map[*known]bool{}}
+	if g.Credentials != nil {
+		a.TransportCredentials = credentials.NewTLS(g.Credentials.ServerTLS())
+	}
+	return a
+}
+
+// ServerHandshake finds out who calls.
+func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := a.TransportCredentials.ServerHandshake(raw)
+	shown, ok := info.(credentials.TLSInfo)
+	if err != nil || !ok {
+		return conn, info, err
+	}
+	caller := Caller{CommonAuthInfo: shown.CommonAuthInfo}
+	caller.Identity, caller.Why = a.guard.Credentials.PeerOf(shown.State)
+	if caller.Why == nil {
+		caller.Expires = shown.State.PeerCertificates[0].NotAfter
+	}
+	k := &known{Conn: conn, caller: caller.Identity, gone: a.forget}
+	a.mu.Lock()
+	a.conns[k] = true
+	a.mu.Unlock()
+	return k, caller, nil
+}
+
+func (a *admission) forget(k *known) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.conns, k)
+}
+
+// expel ends the connections of those who are to be kept out by now.
+func (a *admission) expel() {
+	a.mu.Lock()
+	var out []*known
+	for k := range a.conns {
+		if k.caller != (pki.Identity{}) && a.guard.Banned != nil && a.guard.Banned(k.caller) != nil {
+			out = append(out, k)
+		}
+	}
+	a.mu.Unlock()
+	for _, k := range out {
+		_ = k.Close() // its transport finds out
+	}
+}
+
+// authorize tells whether a caller may make a call. What no rule allows is refused.
+func (g Guard) authorize(method string, caller Caller, request any, now time.Time) *Error {
+	if g.Credentials == nil {
+		return nil
+	}
+	policy, ok := PolicyOf(method)
+	if !ok {
+		return Errorf(PermissionDenied, "%s is no method of the grid", method)
+	}
+	if slices.Contains(policy.Roles, sutrav1.Role_ROLE_ANYONE) {
+		return nil
+	}
+	id := caller.Identity
+	switch {
+	case caller.Why != nil:
+		return Errorf(Unauthenticated, "the caller isn't known here: %v", caller.Why).WithHint("%s", hintFor(method))
+	case now.After(caller.Expires):
+		return Errorf(Unauthenticated, "the certificate of %s expired at %s", id, caller.Expires.UTC().Format(time.RFC3339)).WithHint("%s", hintFor(method))
+	}
+	if g.Banned != nil {
+		if why := g.Banned(id); why != nil {
+			return Errorf(Banned, "%s is banned from this grid: %v", id, why).WithHint("an admin lets it in again: sutra agents unban %s", id.Name)
+		}
+	}
+	if !slices.Contains(policy.Roles, id.Role) {
+		return Errorf(PermissionDenied, "%s, whose role is %s, may not call %s; that takes the role %s", id, pki.RoleWord(id.Role), shortName(method), roleWords(policy.Roles)).
+			WithHint("use an identity that has it: sutra login")
+	}
+	if id.Role == sutrav1.Role_ROLE_AGENT {
+		if of, ok := agentOf(request); !ok || of != id.Name {
+			return Errorf(PermissionDenied, "%s may not speak for agent %q", id, of)
+		}
+	}
+	return nil
+}
+
+// agentOf is the agent that a request is about.
+func agentOf(request any) (string, bool) {
+	switch r := request.(type) {
+	case interface{ GetAgent() *sutrav1.Agent }:
+		return r.GetAgent().GetAgentId(), true
+	case interface{ GetAgentId() string }:
+		return r.GetAgentId(), true
+	default:
+		return "", false
+	}
+}
+
+// hintFor is what one does whom a server doesn't know.
+func hintFor(method string) string {
+	if policy, _ := PolicyOf(method); slices.Contains(policy.Roles, sutrav1.Role_ROLE_AGENT) {
+		return "give the agent a join token: sutra token create on the master's host, then sutra agent --join-token TOKEN"
+	}
+	return "on the master's host: sutra token create --role operator; here: sutra login --master HOST:PORT --token TOKEN"
+}
+
+func shortName(method string) string { return method[strings.LastIndexByte(method, '/')+1:] }
+
+func roleWords(roles []sutrav1.Role) string {
+	words := make([]string, len(roles))
+	for i, r := range roles {
+		words[i] = pki.RoleWord(r)
+	}
+	return strings.Join(words, " or ")
+}
+
+// Trust is whom a client shows itself as, and whom it wants to find. The zero Trust talks in the clear to anybody.
+type Trust struct {
+	// Credentials are those that it has, of one grid or several; nil: it has none and wants none.
+	Credentials func() []*pki.Credentials
+	// Peer is who is to be at the other end.
+	Peer pki.Peer
+	// Token is for one that has no credentials yet: it talks to nobody but a master of the token's grid.
+	Token *pki.Token
+}
+
+func (t Trust) transport() credentials.TransportCredentials {
+	switch {
+	case t.Token != nil:
+		return credentials.NewTLS(pki.JoinTLS(t.Token.Root))
+	case t.Credentials != nil:
+		return credentials.NewTLS(pki.ClientTLS(t.Credentials, t.Peer))
+	default:
+		return insecure.NewCredentials()
+	}
+}
+
+// newest is the credentials that a connection would be made with now, for comparison.
+func (t Trust) newest() *pki.Credentials {
+	if t.Credentials == nil {
+		return nil
+	}
+	if all := t.Credentials(); len(all) > 0 {
+		return all[0]
+	}
+	return nil
+}
+
+// Held is the credentials of a holder, as Trust wants them; nil for none: in the clear.
+func Held(h *pki.Holder) func() []*pki.Credentials {
+	if h == nil {
+		return nil
+	}
+	return func() []*pki.Credentials {
+		if c := h.Get(); c != nil {
+			return []*pki.Credentials{c}
+		}
+		return nil
+	}
+}
+
+// Insecure is how far somebody wanted to do without security.
+type Insecure string
+
+// The ways of --insecure.
+const (
+	Secure Insecure = ""
+	// InsecureLoopback is for connections that don't leave the host.
+	InsecureLoopback Insecure = "loopback"
+	// InsecureAnywhere is for any.
+	InsecureAnywhere Insecure = "anywhere"
+)
+
+// Allows tells why an address can't be used in the clear; nil where it can, or where it needn't.
+func (i Insecure) Allows(address string) error {
+	if i == Secure || i == InsecureAnywhere {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	if ip := net.ParseIP(strings.Trim(host, "[]")); host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("--insecure is for loopback addresses, and %s is none; --insecure=anywhere sends everything in the clear", address)
+}
+
+// tlsTrouble is what a failed handshake's words begin with.
+const tlsTrouble = "authentication handshake failed: "
+
+// untrusted tells whether a connection failed because the other end isn't who is wanted, and says why.
+func untrusted(message string) (why string, ok bool) {
+	_, why, ok = strings.Cut(message, tlsTrouble+pki.Untrusted)
+	return strings.TrimSuffix(why, `"`), ok
+}
