@@ -60,9 +60,9 @@ func hideSecrets(args []string) []string {
 				secret = arg
 			}
 		}
-		if secret != "" && len(os.Args) > i && unsafe.StringData(os.Args[i]) == unsafe.StringData(arg) {
-			// The words of os.Args are where the kernel has put them, and shows them from.
-			clear(unsafe.Slice(unsafe.StringData(secret), len(secret))) //nolint:gosec // the process's own memory, which may be written to
+		// The words of os.Args are where the kernel has put them, and shows them from: this process's own memory, which may be written to.
+		if secret != "" && len(os.Args) > i && unsafe.StringData(os.Args[i]) == unsafe.StringData(arg) { //nolint:gosec // see above
+			clear(unsafe.Slice(unsafe.StringData(secret), len(secret))) //nolint:gosec // see above
 		}
 	}
 	return own

@@ -107,7 +107,7 @@ func (l *link) master() string { return l.masters[l.at.Load()] }
 // next turns to the next master of the list.
 func (l *link) next() {
 	if len(l.masters) > 1 {
-		l.at.Store((l.at.Load() + 1) % int32(len(l.masters))) //nolint:gosec // a few
+		l.at.Store((l.at.Load() + 1) % int32(len(l.masters)))
 		l.connect()
 	}
 }

@@ -143,7 +143,7 @@ func (h *Holder) Get() *Credentials { return h.current.Load() }
 // a grid's identities aren't renewed together.
 func (c *Credentials) RenewAt() time.Time {
 	life := c.Expires.Sub(c.Begins)
-	early := time.Duration(c.cert.Leaf.SerialNumber.Uint64() % uint64(max(life/10, 1))) //nolint:gosec // positive; the serial number is random
+	early := time.Duration(c.cert.Leaf.SerialNumber.Uint64() % uint64(max(life/10, 1)))
 	return c.Begins.Add(life*2/3 - early)
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -127,6 +126,3 @@ func parsePEM(data []byte) (key *ecdsa.PrivateKey, certs []*x509.Certificate, er
 	}
 	return key, certs, nil
 }
-
-// missing tells whether an error is that of a file that isn't there.
-func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
