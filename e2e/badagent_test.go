@@ -195,7 +195,7 @@ func TestTwoAgentsWithOneID(t *testing.T) {
 	refused(t, g, 7, "AGENT_ID_TAKEN", []string{"another process has it"}, "agent", "--config", fixed)
 	refused(t, g, 7, "PORT_IN_USE", []string{port, "agent_port in "}, "agent", "--config", fixed, "--home", elsewhere)
 	refusedAtStart(t, g, 7, []string{"agent id a1 is taken", "(AGENT_ID_TAKEN)", "hint: give this agent another agent_id"},
-		"agent", "--config", file, "--home", elsewhere)
+		"agent", "--config", file, "--home", elsewhere, "--join-token", g.Token())
 	instance, err := os.ReadFile(filepath.Join(elsewhere, "agents", "a1", "instance_id"))
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +215,7 @@ func TestTwoAgentsWithOneID(t *testing.T) {
 	if n := len(g.Nodes(false)) + len(g.NodeProcesses()); n != 0 {
 		t.Errorf("the refused spawns left %d nodes or processes", n)
 	}
-	second := g.LaunchAgent("a1-second", file, "--home", elsewhere)
+	second := g.LaunchAgent("a1-second", file, "--home", elsewhere, "--join-token", g.Token())
 	g.AwaitAgent("a1", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
 	g.Spawn(&sutrav1.SpawnNodeRequest{AgentId: "a1", Profile: "sleep"})
 	// The first one's turn to be refused.

@@ -14,6 +14,7 @@ import (
 	"github.com/sutra-grid/sutra/e2e/harness"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 const badProfiles = `
@@ -194,13 +195,24 @@ func TestRefusedRequests(t *testing.T) {
 	g.StartAgent("a1", badProfiles)
 	ctx, master := t.Context(), g.Client()
 	spawn := func(req *sutrav1.SpawnNodeRequest) error { _, err := master.SpawnNode(ctx, req); return err }
+	_, grid := g.Authority()
+	as := func(id string) sutrav1.GridMasterClient {
+		channel := rpc.Master(g.Endpoint, g.As(pki.AgentIdentity(grid, id)), nil)
+		t.Cleanup(channel.Close)
+		return sutrav1.NewGridMasterClient(channel)
+	}
+	stranger, a1 := as("stranger"), as("a1")
 	register := func(change func(*sutrav1.RegisterAgentRequest)) error {
 		req := &sutrav1.RegisterAgentRequest{
 			Agent:             &sutrav1.Agent{AgentId: "stranger", InstanceId: "i1", Endpoint: "127.0.0.1:9", MaxNodes: 1},
 			HeartbeatInterval: durationpb.New(5e9),
 		}
 		change(req)
-		_, err := master.RegisterAgent(ctx, req)
+		caller := stranger
+		if req.GetAgent().GetAgentId() == "a1" {
+			caller = a1
+		}
+		_, err := caller.RegisterAgent(ctx, req)
 		return err
 	}
 	endpoint := func(at string) error {
@@ -210,7 +222,7 @@ func TestRefusedRequests(t *testing.T) {
 	_, removeErr := master.RemoveNode(ctx, &sutrav1.RemoveNodeRequest{NodeId: "a\x00b"})
 	_, statusErr := master.GetNodeStatus(ctx, &sutrav1.GetNodeStatusRequest{NodeId: strings.Repeat("x", 65)})
 	_, listErr := master.ListNodes(ctx, &sutrav1.ListNodesRequest{AgentId: "../a1"})
-	_, beatErr := master.Heartbeat(ctx, &sutrav1.HeartbeatRequest{AgentId: "stranger", Epoch: 1, Sequence: 1})
+	_, beatErr := stranger.Heartbeat(ctx, &sutrav1.HeartbeatRequest{AgentId: "stranger", Epoch: 1, Sequence: 1})
 
 	for _, c := range []struct {
 		name   string
@@ -242,11 +254,11 @@ func TestRefusedRequests(t *testing.T) {
 		{"no address", endpoint(""), codes.InvalidArgument, rpc.InvalidArgument, "agent.endpoint"},
 		{
 			"agent without id", register(func(r *sutrav1.RegisterAgentRequest) { r.Agent = nil }),
-			codes.InvalidArgument, rpc.InvalidArgument, "agent.agent_id",
+			codes.PermissionDenied, rpc.PermissionDenied, "",
 		},
 		{
 			"agent's odd id", register(func(r *sutrav1.RegisterAgentRequest) { r.Agent.AgentId = "a/b" }),
-			codes.InvalidArgument, rpc.InvalidArgument, "agent.agent_id",
+			codes.PermissionDenied, rpc.PermissionDenied, "",
 		},
 		{
 			"no slots", register(func(r *sutrav1.RegisterAgentRequest) { r.Agent.MaxNodes = 0 }),

@@ -33,7 +33,7 @@ func TestReadmeCommandTable(t *testing.T) {
 		if !strings.HasPrefix(line, "| `sutra ") {
 			continue
 		}
-		for _, call := range regexp.MustCompile("`sutra ([a-z-]+)([^`]*)`").FindAllStringSubmatch(line, -1) {
+		for _, call := range regexp.MustCompile("`sutra ((?:(?:token|agents) )?[a-z-]+)([^`]*)`").FindAllStringSubmatch(line, -1) {
 			flags := regexp.MustCompile(`[ \[](--?[a-z][a-z-]*)`).FindAllStringSubmatch(call[2], -1)
 			written[call[1]] = append(written[call[1]], "") // also without flags the verb is there
 			for _, f := range flags {
@@ -46,13 +46,13 @@ func TestReadmeCommandTable(t *testing.T) {
 			t.Errorf("README has a verb %s, which sutra doesn't", verb)
 		}
 	}
-	shared := []string{"--help", "--master", "--home", "--output", "--timeout"}
+	shared := []string{"--help", "--master", "--home", "--output", "--timeout", "--insecure"}
 	for verb := range verbs {
 		if written[verb] == nil {
 			t.Errorf("README's table lacks %s", verb)
 		}
 		known := []string{""}
-		for _, f := range regexp.MustCompile(`(?m)^ +(--[a-z-]+)(?: [^ ,]+)?(?:, (-[a-z]))?`).FindAllStringSubmatch(g.MustRun(verb, "--help"), -1) {
+		for _, f := range regexp.MustCompile(`(?m)^ +(--[a-z-]+)(?: [^ ,]+)?(?:, (-[a-z]))?`).FindAllStringSubmatch(g.MustRun(append(strings.Fields(verb), "--help")...), -1) {
 			known = append(known, f[1], f[2])
 			if !slices.Contains(shared, f[1]) && !slices.Contains(written[verb], f[1]) && (f[2] == "" || !slices.Contains(written[verb], f[2])) {
 				t.Errorf("README's row of %s lacks %s", verb, f[1])

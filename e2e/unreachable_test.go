@@ -13,10 +13,11 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/sutra-grid/sutra/e2e/harness"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // impostor listens where a master is looked for, and treats each connection as asked.
@@ -175,7 +176,7 @@ func TestClientHangsUp(t *testing.T) {
 			}
 		},
 		"cancel": func(t *testing.T, args []string) {
-			conn, err := grpc.NewClient("passthrough:///"+g.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+			conn, err := grpc.NewClient("passthrough:///"+g.Endpoint, grpc.WithTransportCredentials(credentials.NewTLS(pki.ClientTLS(g.Credentials, pki.Peer{Kind: pki.Master}))))
 			if err != nil {
 				t.Fatal(err)
 			}

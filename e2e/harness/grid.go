@@ -133,6 +133,16 @@ func (g *Grid) As(id pki.Identity) func() []*pki.Credentials {
 	return func() []*pki.Credentials { return []*pki.Credentials{c} }
 }
 
+// Token is a join token of this grid for one agent.
+func (g *Grid) Token() string {
+	g.t.Helper()
+	resp, err := g.Client().CreateToken(g.t.Context(), &sutrav1.CreateTokenRequest{})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return resp.GetSecret()
+}
+
 // AgentFile is the file of an agent on any free port; storage is what stands in its [storage] section, and below.
 func (g *Grid) AgentFile(id, storage string) string {
 	g.t.Helper()

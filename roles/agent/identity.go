@@ -51,7 +51,7 @@ func openIdentity(i *identity) (*identity, error) {
 func (i *identity) ensure(ctx context.Context, master string) error {
 	c := i.held.Get()
 	switch {
-	case c == nil:
+	case c == nil, i.madeAnew(c):
 		return i.join(ctx, master)
 	case time.Now().After(c.Expires):
 		return i.renew(ctx, master)
@@ -60,17 +60,37 @@ func (i *identity) ensure(ctx context.Context, master string) error {
 	}
 }
 
-// join gets an identity for a token: the one that was given, else the one that a master of this host has left.
+// tokenText is the token that the agent was given, else the one that a master of this host has left, and where it is from; empty
+// where there is none.
+func (i *identity) tokenText() (text, from string, err error) {
+	if i.token != "" {
+		return i.token, "--join-token", nil
+	}
+	from = config.JoinToken(i.home)
+	data, err := os.ReadFile(from)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", from, rpc.Errorf(rpc.Unauthenticated, "the token that the master left for agents of this host can't be read: %v", err).
+			WithHint("run the agent as the account that the master runs as, or give it a token of its own: sutra agent --join-token TOKEN")
+	}
+	return string(data), from, nil
+}
+
+// madeAnew tells whether there is a token of another grid than the identity's: the operator moved the agent, or the master
+// of this host lost all it had.
+func (i *identity) madeAnew(c *pki.Credentials) bool {
+	text, _, err := i.tokenText()
+	if err != nil {
+		return false
+	}
+	token, err := pki.ParseToken(text)
+	return err == nil && !c.Trusts(token.Root)
+}
+
+// join gets an identity for a token.
 func (i *identity) join(ctx context.Context, master string) error {
-	text, from := i.token, "--join-token"
-	if text == "" {
-		from = config.JoinToken(i.home)
-		data, err := os.ReadFile(from)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return rpc.Errorf(rpc.Unauthenticated, "the token that the master left for agents of this host can't be read: %v", err).
-				WithHint("run the agent as the account that the master runs as, or give it a token of its own: sutra agent --join-token TOKEN")
-		}
-		text = string(data)
+	text, from, err := i.tokenText()
+	if err != nil {
+		return err
 	}
 	if text == "" {
 		e := rpc.Errorf(rpc.Unauthenticated, "agent %s has no identity in the grid yet", i.agentID).

@@ -3,6 +3,7 @@ package pki
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -158,4 +159,14 @@ func FromAnswer(key *ecdsa.PrivateKey, answer *sutrav1.Certificates) (*Credentia
 		return nil, err
 	}
 	return NewCredentials(key, chain, roots)
+}
+
+// Trusts tells whether the root with that SHA-256 is one of the credentials'.
+func (c *Credentials) Trusts(root [sha256.Size]byte) bool {
+	for _, r := range c.roots {
+		if sha256.Sum256(r.Raw) == root {
+			return true
+		}
+	}
+	return false
 }
