@@ -197,6 +197,9 @@ func (l *link) beat(ctx context.Context) time.Duration {
 		case reason == rpc.AgentNotRegistered:
 			l.log.Warn().Msg("the master doesn't know this agent (any more); registering again")
 			return 0
+		case reason == rpc.Unauthenticated, reason == rpc.UntrustedPeer:
+			l.log.Warn().Err(err).Msg("the master doesn't take this agent's identity (any more); registering again")
+			return missedPause
 		case reason == rpc.EpochSuperseded:
 			l.log.Error().Err(err).Msg("another agent runs under this agent's identity; stop one of the two")
 			return supersededPause

@@ -1,0 +1,582 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/sutra-grid/sutra/e2e/harness"
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
+)
+
+// forger signs what no authority of a grid would, with the grid's own issuer or another.
+type forger struct {
+	t      *testing.T
+	issuer *x509.Certificate
+	key    *ecdsa.PrivateKey
+	root   *x509.Certificate
+}
+
+// stolen is a forger with the keys of a grid.
+func stolen(t *testing.T, g *harness.Grid) forger {
+	t.Helper()
+	read := func(name string) (cert *x509.Certificate, key *ecdsa.PrivateKey) {
+		data, err := os.ReadFile(filepath.Join(g.Home, "master", "pki", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+			switch block.Type {
+			case "CERTIFICATE":
+				if cert, err = x509.ParseCertificate(block.Bytes); err != nil {
+					t.Fatal(err)
+				}
+			case "PRIVATE KEY":
+				any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+				if err != nil {
+					t.Fatal(err)
+				}
+				key = any.(*ecdsa.PrivateKey)
+			}
+		}
+		return cert, key
+	}
+	root, _ := read("root.pem")
+	issuer, key := read("issuer.pem")
+	return forger{t, issuer, key, root}
+}
+
+// forge makes a certificate of somebody who may be whoever edit makes of an admin.
+func (f forger) forge(grid string, edit func(*x509.Certificate)) tls.Certificate {
+	f.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	cert := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "user eve", Organization: []string{"admin"}},
+		URIs:      []*url.URL{{Scheme: "spiffe", Host: grid, Path: "/user/eve"}},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	edit(cert)
+	issuer, by := f.issuer, f.key
+	if issuer == nil {
+		issuer, by = cert, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, cert, issuer, key.Public(), by)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	made := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	if f.issuer != nil {
+		made.Certificate = append(made.Certificate, f.issuer.Raw, f.root.Raw)
+	}
+	return made
+}
+
+// What isn't vouched for gets nowhere, at the master and at an agent, and is told why.
+func TestBadCertificates(t *testing.T) {
+	t.Parallel()
+	g, other := harness.New(t), harness.New(t)
+	g.StartMaster()
+	g.StartAgent("agent-001", manyProfiles)
+	other.StartMaster()
+	_, grid := g.Authority()
+	_, otherGrid := other.Authority()
+	own, foreign, nobody := stolen(t, g), stolen(t, other), forger{t: t}
+	as := func(kind, name string) func(*x509.Certificate) {
+		return func(c *x509.Certificate) {
+			c.URIs[0].Path = "/" + kind + "/" + name
+			c.Subject.Organization = nil
+		}
+	}
+	same := func(*x509.Certificate) {}
+	agentAt := agentOf(t, g, "agent-001").GetEndpoint()
+	for _, c := range []struct {
+		name    string
+		cert    *tls.Certificate // nil: none
+		edit    func(*tls.Config)
+		code    codes.Code // of the master's answer; OK: it is let in
+		says    string
+		atAgent codes.Code
+	}{
+		{"an admin's", p(own.forge(grid, same)), nil, codes.OK, "", codes.PermissionDenied},
+		{"none", nil, nil, codes.Unauthenticated, "it shows no certificate", codes.Unauthenticated},
+		{"expired", p(own.forge(grid, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) })), nil, codes.Unauthenticated, "expired at", codes.Unauthenticated},
+		{"not yet valid", p(own.forge(grid, func(c *x509.Certificate) {
+			c.NotBefore = time.Now().Add(time.Hour)
+			c.NotAfter = time.Now().Add(2 * time.Hour)
+		})), nil, codes.Unauthenticated, "clocks", codes.Unauthenticated},
+		{"self-signed", p(nobody.forge(grid, same)), nil, codes.Unauthenticated, "another grid", codes.Unauthenticated},
+		{"self-signed, an authority", p(nobody.forge(grid, func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign })), nil, codes.Unauthenticated, "authority", codes.Unauthenticated},
+		{"another grid's", p(foreign.forge(otherGrid, same)), nil, codes.Unauthenticated, "another grid", codes.Unauthenticated},
+		{"another grid's, with this one's name", p(foreign.forge(grid, same)), nil, codes.Unauthenticated, "another grid", codes.Unauthenticated},
+		{"this grid's, with another one's name", p(own.forge(otherGrid, same)), nil, codes.Unauthenticated, "", codes.Unauthenticated},
+		{"for servers alone", p(own.forge(grid, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })), nil, codes.Unauthenticated, "isn't for this use", codes.Unauthenticated},
+		{"without a role", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = nil })), nil, codes.Unauthenticated, "roles", codes.Unauthenticated},
+		{"with two roles", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = []string{"admin", "viewer"} })), nil, codes.Unauthenticated, "roles", codes.Unauthenticated},
+		{"with an agent's role", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = []string{"agent"} })), nil, codes.Unauthenticated, "", codes.Unauthenticated},
+		{"of two", p(own.forge(grid, func(c *x509.Certificate) {
+			c.URIs = append(c.URIs, &url.URL{Scheme: "spiffe", Host: grid, Path: "/user/bob"})
+		})), nil, codes.Unauthenticated, "", codes.Unauthenticated},
+		{"an agent's", p(own.forge(grid, as("agent", "agent-001"))), nil, codes.PermissionDenied, "whose role is agent", codes.PermissionDenied},
+		{"a master's", p(own.forge(grid, as("master", "m"))), nil, codes.PermissionDenied, "whose role is master", codes.OK},
+		{"TLS 1.2", p(own.forge(grid, same)), func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }, codes.Unavailable, "protocol version", codes.Unavailable},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}
+			if c.cert != nil {
+				config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.cert, nil } // wanted or not
+			}
+			if c.edit != nil {
+				c.edit(config)
+			}
+			answer := func(at string, call func(grpc.ClientConnInterface) error) error {
+				conn, err := grpc.NewClient("passthrough:///"+at, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				return call(conn)
+			}
+			err := answer(g.Endpoint, func(conn grpc.ClientConnInterface) error {
+				_, err := sutrav1.NewGridMasterClient(conn).ListNodes(t.Context(), &sutrav1.ListNodesRequest{})
+				return err
+			})
+			if status.Code(err) != c.code || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("the master says %v, want %v with %q", err, c.code, c.says)
+			}
+			err = answer(agentAt, func(conn grpc.ClientConnInterface) error {
+				_, err := sutrav1.NewGridAgentClient(conn).ListNodes(t.Context(), &sutrav1.GridAgentListNodesRequest{AgentId: "agent-001"})
+				return err
+			})
+			if status.Code(err) != c.atAgent {
+				t.Errorf("the agent says %v, want %v", err, c.atAgent)
+			}
+		})
+	}
+	// In the clear nobody gets an answer.
+	for _, at := range []string{g.Endpoint, agentAt} {
+		conn, err := grpc.NewClient("passthrough:///"+at, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = sutrav1.NewGridMasterClient(conn).ListNodes(t.Context(), &sutrav1.ListNodesRequest{})
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("in the clear %s says %v", at, err)
+		}
+		_ = conn.Close() // nothing was written
+	}
+	if r := g.Run("status", "--insecure"); r.Code != 4 || !strings.Contains(r.Stderr, "hint: ") {
+		t.Errorf("status --insecure of a secure grid: %+v", r)
+	}
+}
+
+func p[T any](v T) *T { return &v }
+
+// An agent's identity is good for itself alone.
+func TestAgentSpeaksForItselfAlone(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	g.StartAgent("agent-001", manyProfiles)
+	_, grid := g.Authority()
+	channel := rpc.Master(g.Endpoint, g.As(pki.AgentIdentity(grid, "agent-002")), nil)
+	defer channel.Close()
+	eve := sutrav1.NewGridMasterClient(channel)
+	_, beat := eve.Heartbeat(t.Context(), &sutrav1.HeartbeatRequest{AgentId: "agent-001", Epoch: 1, Sequence: 1 << 40})
+	_, leave := eve.UnregisterAgent(t.Context(), &sutrav1.UnregisterAgentRequest{AgentId: "agent-001", Epoch: 1})
+	_, register := eve.RegisterAgent(t.Context(), &sutrav1.RegisterAgentRequest{Agent: &sutrav1.Agent{AgentId: "agent-001"}})
+	_, spawn := eve.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{})
+	_, list := eve.ListNodes(t.Context(), &sutrav1.ListNodesRequest{})
+	for what, err := range map[string]error{"beat": beat, "leave": leave, "register": register, "spawn": spawn, "list": list} {
+		if rpc.ReasonOf(err) != rpc.PermissionDenied {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+}
+
+// A second host, that is a second home, joins with one token and one command; nobody joins with the same token again.
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	run := func(home string, args ...string) harness.Result {
+		return g.Run(append(args, "--home", filepath.Join(g.Dir, home))...)
+	}
+	token := strings.TrimSpace(g.MustRun("token", "create", "--agent-id", "agent-b"))
+	file := g.AgentFile("agent-b", manyProfiles)
+	g.LaunchAgent("agent-b", file, "--home", filepath.Join(g.Dir, "b"), "--join-token", token)
+	g.AwaitAgent("agent-b", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	node := g.Spawn(&sutrav1.SpawnNodeRequest{AgentId: "agent-b", Profile: "sleep"})
+	again := run("c", "agent", "--config", file, "--join-token", token)
+	if again.Code != 6 || !strings.Contains(again.Stderr, "was used up (TOKEN_REFUSED)") || !strings.Contains(again.Stderr, "sutra token create") {
+		t.Errorf("the same token again: %+v", again)
+	}
+	// People.
+	viewer := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer", "--uses", "2"))
+	for _, home := range []string{"v1", "v2"} {
+		if r := run(home, "login", "--master", g.Endpoint, "--token", viewer, "--name", home); r.Code != 0 || !strings.Contains(r.Stdout, "as user "+home+", with the role viewer") {
+			t.Errorf("login: %+v", r)
+		}
+		if r := run(home, "status", "--master", g.Endpoint); r.Code != 0 {
+			t.Errorf("status of a viewer: %+v", r)
+		}
+		if r := run(home, "stop", "-n", node.GetNodeId(), "--master", g.Endpoint); r.Code != 6 || !strings.Contains(r.Stderr, "(PERMISSION_DENIED)") {
+			t.Errorf("stop by a viewer: %+v", r)
+		}
+	}
+	if r := run("v3", "login", "--master", g.Endpoint, "--token", viewer); r.Code != 6 || !strings.Contains(r.Stderr, "was used up") {
+		t.Errorf("a third login with two uses: %+v", r)
+	}
+	if r := run("nobody", "status", "--master", g.Endpoint); r.Code != 6 || !strings.Contains(r.Stderr, "(UNTRUSTED_PEER)") || !strings.Contains(r.Stderr, "sutra login") {
+		t.Errorf("status of nobody: %+v", r)
+	}
+
+	// Tokens that are none, or not for this.
+	other := harness.New(t)
+	other.StartMaster()
+	foreign := strings.TrimSpace(other.MustRun("token", "create", "--role", "viewer"))
+	revoked := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer"))
+	g.MustRun("token", "revoke", strings.Split(revoked, ":")[2])
+	fresh := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer"))
+	short := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer", "--ttl", "1s"))
+	forAgents := strings.TrimSpace(g.MustRun("token", "create"))
+	parts := strings.Split(fresh, ":")
+	harness.Await(t, "the token's end", func() error {
+		if r := run("late", "login", "--master", g.Endpoint, "--token", short); r.Code != 6 || !strings.Contains(r.Stderr, "expired at") {
+			_ = os.RemoveAll(filepath.Join(g.Dir, "late")) // it was in time
+			short = strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer", "--ttl", "1s"))
+			time.Sleep(1200 * time.Millisecond) // its life and a bit
+			return fmt.Errorf("login: %+v", r)
+		}
+		return nil
+	})
+	for says, token := range map[string]string{
+		"isn't known here":          revoked,
+		"has another secret":        strings.Join([]string{parts[0], parts[1], parts[2], strings.Split(viewer, ":")[3]}, ":"),
+		"is for the role agent":     forAgents,
+		"the token is cut off":      fresh[:len(fresh)-7],
+		"is of another grid":        foreign,
+		"that is no join token":     "hello",
+		"the token's id is damaged": strings.Replace(fresh, parts[2], "x"+parts[2][1:]+"!", 1),
+	} {
+		r := run("x", "login", "--master", g.Endpoint, "--token", token)
+		if r.Code != 6 || !strings.Contains(r.Stderr, says) || !strings.Contains(r.Stderr, "hint: ") {
+			t.Errorf("want %q: %+v", says, r)
+		}
+		if secret := strings.Split(token, ":"); len(secret) == 4 && strings.Contains(r.Stderr, secret[3]) {
+			t.Errorf("the error shows the secret: %s", r.Stderr)
+		}
+	}
+	absent(t, filepath.Join(g.Dir, "x", "credentials"))
+}
+
+// Of two agents that come with one token at the same time, one joins.
+func TestTokenIsUsedOnce(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	for range rounds(t) {
+		secret := g.Token()
+		token, err := pki.ParseToken(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const joiners = 8
+		errs := make([]error, joiners)
+		var group sync.WaitGroup
+		for i := range joiners {
+			group.Go(func() {
+				_, request, err := pki.NewRequest()
+				if err != nil {
+					errs[i] = err
+					return
+				}
+				channel := rpc.Join(g.Endpoint, token)
+				defer channel.Close()
+				_, errs[i] = sutrav1.NewGridMasterClient(channel).Enroll(t.Context(), &sutrav1.EnrollRequest{
+					TokenId: token.ID, TokenSecret: token.Secret[:], CertificateRequest: request, Name: fmt.Sprintf("agent-%d", i), Role: sutrav1.Role_ROLE_AGENT,
+				})
+			})
+		}
+		group.Wait()
+		joined := 0
+		for _, err := range errs {
+			switch {
+			case err == nil:
+				joined++
+			case rpc.ReasonOf(err) != rpc.TokenRefused:
+				t.Errorf("refused with %v", err)
+			}
+		}
+		if joined != 1 {
+			t.Errorf("%d joined with a token for one", joined)
+		}
+	}
+}
+
+// recorder passes on what goes between a client and a server, and keeps it.
+func recorder(t *testing.T, to string) (at string, seen func() []byte) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	var mu sync.Mutex
+	var all bytes.Buffer
+	keep := func(dst, src net.Conn) {
+		buffer := make([]byte, 32<<10)
+		for {
+			n, err := src.Read(buffer)
+			mu.Lock()
+			all.Write(buffer[:n])
+			mu.Unlock()
+			if _, werr := dst.Write(buffer[:n]); err != nil || werr != nil {
+				_ = errors.Join(dst.Close(), src.Close())
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			from, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = from.Close()
+				continue
+			}
+			go keep(server, from)
+			go keep(from, server)
+		}
+	}()
+	return l.Addr().String(), func() []byte {
+		mu.Lock()
+		defer mu.Unlock()
+		return bytes.Clone(all.Bytes())
+	}
+}
+
+// Who listens in between sees nothing of a spawn.
+func TestNothingIsSentInTheClear(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	g.StartAgent("agent-001", manyProfiles)
+	at, seen := recorder(t, g.Endpoint)
+	path := filepath.Join(g.Dir, "a-secret-place")
+	out := g.MustRun("spawn", "--profile", "sleep", "--storage-path", path, "--master", at)
+	if !strings.Contains(out, "node-") {
+		t.Fatal(out)
+	}
+	wire := seen()
+	if len(wire) < 1000 {
+		t.Fatalf("%d bytes went by: this test shows nothing", len(wire))
+	}
+	for _, word := range []string{"a-secret-place", "SpawnNode", "sutra.v1", "spiffe://", "node-", "agent-001"} {
+		if bytes.Contains(wire, []byte(word)) {
+			t.Errorf("%q went by in the clear", word)
+		}
+	}
+}
+
+// Certificates that last seconds are renewed all the time, under load: no call fails, and a stream goes on.
+func TestRenewalUnderLoad(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster("--certificate-life", "2s")
+	g.StartAgent("agent-001", manyProfiles)
+	node := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "sleep"})
+	logs := g.Launch("logs", "logs", "-n", node.GetNodeId(), "-f")
+	_, grid := g.Authority()
+	admin := g.As(pki.UserIdentity(grid, "test", sutrav1.Role_ROLE_ADMIN)) // the master's and the agent's are what is renewed
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	failed := make(chan error, 100)
+	calls := make([]int, 4)
+	for i := range calls {
+		group.Go(func() {
+			channel := rpc.Master(g.Endpoint, admin, nil)
+			defer channel.Close()
+			client := sutrav1.NewGridMasterClient(channel)
+			for ctx.Err() == nil {
+				resp, err := client.GetNodeStatus(context.WithoutCancel(ctx), &sutrav1.GetNodeStatusRequest{NodeId: node.GetNodeId()})
+				if err == nil && resp.GetSource() != sutrav1.Source_SOURCE_LIVE {
+					err = fmt.Errorf("answered from %v: %s", resp.GetSource(), resp.GetReason())
+				}
+				if err != nil {
+					select {
+					case failed <- err:
+					default:
+					}
+				}
+				calls[i]++
+			}
+		})
+	}
+	file := filepath.Join(g.Home, "agents", "agent-001", "identity.pem")
+	seen := map[string]bool{}
+	harness.Await(t, "the agent's certificate to be renewed", func() error {
+		c, err := pki.Load(file)
+		if err != nil {
+			return err
+		}
+		seen[c.Expires.String()] = true
+		if len(seen) < 4+rounds(t)/5 {
+			return fmt.Errorf("%d times so far", len(seen))
+		}
+		return nil
+	})
+	cancel()
+	group.Wait()
+	close(failed)
+	for err := range failed {
+		t.Errorf("of %v calls one failed: %v", calls, err)
+	}
+	if !logs.Running() {
+		t.Errorf("the stream has ended:\n%s", logs.Log())
+	}
+	logs.Signal(syscall.SIGINT)
+	// What was away for longer than a certificate lasts comes back, too.
+	if out := g.MustRun("status"); !strings.Contains(out, "1 HEALTHY") {
+		t.Errorf("status:\n%s", out)
+	}
+	t.Logf("%v calls, %d certificates", calls, len(seen))
+}
+
+// An agent that slept for longer than its certificate lasts comes back by itself; its nodes are as they were.
+func TestExpiredAgent(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster("--certificate-life", "1s", "--degraded-after", "2s", "--offline-after", "3s")
+	agent := g.StartAgent("agent-001", manyProfiles)
+	nodes := spawnMany(t, g, 2, &sutrav1.SpawnNodeRequest{Profile: "sleep"})
+	agent.Signal(syscall.SIGSTOP)
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_OFFLINE)
+	agent.Signal(syscall.SIGCONT)
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	agent.Kill()
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_OFFLINE)
+	restarted(t, g, "agent-001", "again")
+	takenUp(t, g, nodes)
+}
+
+// A banned agent is out, with its connections; its nodes run on, and it comes back when it may.
+func TestBan(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	agent := g.StartAgent("agent-001", manyProfiles)
+	nodes := spawnMany(t, g, 2, &sutrav1.SpawnNodeRequest{Profile: "sleep"})
+	g.MustRun("agents", "ban", "--reason", "its host was stolen", "agent-001")
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_OFFLINE)
+	harness.Await(t, "the agent to be told", func() error { return logSays(agent, "its host was stolen") })
+	refused(t, g, 4, "AGENT_OFFLINE", []string{"agent-001"}, "spawn", "--profile", "sleep", "-a", "agent-001")
+	agent.Kill()
+	agent = g.LaunchAgent("banned", filepath.Join(g.Dir, "agent-001.toml")) // with its old certificate, or the host's token
+	harness.Await(t, "the agent to be told again", func() error { return logSays(agent, "is banned from this grid") })
+	for _, n := range nodes {
+		if err := syscall.Kill(int(n.GetPid()), 0); err != nil {
+			t.Errorf("node %s: %v", n.GetNodeId(), err)
+		}
+	}
+	g.MustRun("agents", "unban", "agent-001")
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	takenUp(t, g, nodes)
+}
+
+// What others made talks to a grid as well, if it has an identity.
+func TestOpenSSL(t *testing.T) {
+	t.Parallel()
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		if os.Getenv("SUTRA_TEST_NO_SKIP") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	g := harness.New(t)
+	g.StartMaster()
+	files, err := filepath.Glob(filepath.Join(g.Home, "credentials", "*.pem"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("credentials %v, %v", files, err)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		says []string
+	}{
+		"with an identity": {[]string{"-cert", files[0], "-key", files[0], "-CAfile", files[0]}, []string{"Verify return code: 0 (ok)", "TLSv1.3", "ALPN protocol: h2"}},
+		"by TLS 1.2":       {[]string{"-tls1_2"}, []string{"alert protocol version"}},
+	} {
+		cmd := exec.CommandContext(t.Context(), openssl, append([]string{"s_client", "-connect", g.Endpoint, "-alpn", "h2"}, c.args...)...)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(in, "Q\n") // quits once it is connected
+		_ = in.Close()
+		out, _ := cmd.CombinedOutput() // it fails where it was refused
+		for _, w := range c.says {
+			if !strings.Contains(string(out), w) {
+				t.Errorf("%s: openssl doesn't say %q:\n%s", name, w, out)
+			}
+		}
+	}
+}
+
+// Everything in the clear takes --insecure at both ends, and loopback.
+func TestInsecure(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	refused(t, g, 2, "USAGE", []string{"--insecure is for loopback", "--insecure=anywhere"}, "master", "--insecure")
+	refused(t, g, 2, "USAGE", []string{"--insecure stands alone"}, "master", "--insecure=maybe")
+	refused(t, g, 2, "USAGE", []string{"--insecure is for loopback", "10.1.2.3"}, "status", "--insecure", "--master", "10.1.2.3:7000")
+	master := g.Launch("master", "master", "--insecure", "--listen", "127.0.0.1:0", "--http", "off")
+	harness.Await(t, "the master", func() error { return logSays(master, "master listening") })
+	if err := logSays(master, "everything is sent in the clear"); err != nil {
+		t.Error(err)
+	}
+	agent := g.Launch("agent", "agent", "--insecure", "--config", writeFile(t, filepath.Join(g.Dir, "a.toml"), "[agent]\nagent_id = \"a\"\nagent_port = 0\n[monitoring]\nheartbeat_interval_secs = 1\n", 0o600))
+	harness.Await(t, "the agent", func() error { return logSays(agent, "registered with the master") })
+	if out := g.MustRun("list-agents", "--insecure"); !strings.Contains(out, "HEALTHY") {
+		t.Errorf("list-agents:\n%s", out)
+	}
+	if r := g.Run("list-agents"); r.Code == 0 || !strings.Contains(r.Stderr, "doesn't speak TLS") {
+		t.Errorf("a secure client of an insecure master: %+v", r)
+	}
+	absent(t, filepath.Join(g.Home, "credentials"))
+}
