@@ -178,7 +178,7 @@ func TestOutput(t *testing.T) {
 	refused(t, g, 4, "MASTER_UNREACHABLE", []string{"127.0.0.1:1:"}, "status")
 	g.MustRun("--master", g.Endpoint, "status")
 	g.Env = append(g.Env, "SUTRA_HOME=/nonexistent", "SUTRA_MASTER="+g.Endpoint)
-	g.MustRun("status")
+	refused(t, g, 6, "UNTRUSTED_PEER", []string{g.Endpoint, "sutra login"}, "status") // it is there, and the home has no identity
 	g.Env = append(g.Env, "SUTRA_MASTER=")
 	g.MustRun("--home", g.Home, "status")
 	g.MustRun("status", "--home", g.Home)
@@ -194,8 +194,13 @@ func TestOutput(t *testing.T) {
 	refused(t, g, 2, "USAGE", []string{"unknown flag --bogus", "sutra --help"}, "--bogus", "status")
 	refused(t, g, 2, "USAGE", []string{"unknown flag --bogus", "sutra status --help"}, "status", "--bogus")
 	for verb := range verbs {
-		if verb != "completion" {
-			refused(t, g, 2, "USAGE", []string{`"stray"`, "sutra " + verb}, verb, "stray")
+		switch words := strings.Fields(verb); verb {
+		case "completion":
+		case "agents ban", "agents unban", "token revoke":
+			refused(t, g, 2, "USAGE", []string{"has 2 words there", "sutra " + verb}, append(words, "one", "stray")...)
+			refused(t, g, 2, "USAGE", []string{"has 0 words there", "sutra " + verb}, words...)
+		default:
+			refused(t, g, 2, "USAGE", []string{`"stray"`, "sutra " + verb}, append(words, "stray")...)
 		}
 	}
 	for _, args := range [][]string{{"-o", "xml", "status"}, {"status", "-o", "xml"}} {

@@ -60,11 +60,11 @@ func stolen(t *testing.T, g *harness.Grid) forger {
 					t.Fatal(err)
 				}
 			case "PRIVATE KEY":
-				any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+				found, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 				if err != nil {
 					t.Fatal(err)
 				}
-				key = any.(*ecdsa.PrivateKey)
+				key = found.(*ecdsa.PrivateKey)
 			}
 		}
 		return cert, key

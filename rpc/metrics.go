@@ -3,6 +3,8 @@ package rpc
 import (
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // Metrics counts a role's calls, in and out. A nil *Metrics counts nothing.
@@ -35,4 +37,21 @@ func (m *Metrics) connections(delta float64) {
 	if m != nil {
 		m.conns.Add(delta)
 	}
+}
+
+// ExportCredentials has metrics tell when a process's certificate ends, and how often it was renewed.
+func ExportCredentials(r prometheus.Registerer, h *pki.Holder) {
+	r.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "sutra_certificate_expiry_timestamp_seconds", Help: "When this process's certificate ends, in seconds since 1970; 0 while it has none.",
+		}, func() float64 {
+			if c := h.Get(); c != nil {
+				return float64(c.Expires.Unix())
+			}
+			return 0
+		}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "sutra_certificate_renewals_total", Help: "How often this process's certificate was renewed since it started.",
+		}, func() float64 { return float64(h.Renewals()) }),
+	)
 }

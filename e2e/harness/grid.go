@@ -79,7 +79,9 @@ func (g *Grid) StartMaster(args ...string) *Process {
 		g.Endpoint, g.HTTP = said.Endpoint, said.HTTP
 		return nil
 	})
-	g.readCredentials()
+	_, grid := g.Authority()
+	admin := g.As(pki.UserIdentity(grid, "test", sutrav1.Role_ROLE_ADMIN))()
+	g.credentials.Store(&admin)
 	if g.channel == nil {
 		g.channel = rpc.Master(g.Endpoint, g.Credentials, nil)
 	}
@@ -90,43 +92,31 @@ func (g *Grid) StartMaster(args ...string) *Process {
 	return g.master
 }
 
-// Credentials are those of this grid's admin, as the master has left them in the home.
+// Credentials are an admin's, which last for as long as any test.
 func (g *Grid) Credentials() []*pki.Credentials { return *g.credentials.Load() }
 
-// readCredentials reads them once a master has left them.
-func (g *Grid) readCredentials() {
+// Authority is the grid's, with its key, and the grid's id: whoever has that key may be anybody.
+func (g *Grid) Authority() (a *pki.Authority, grid string) {
 	g.t.Helper()
 	files, err := filepath.Glob(filepath.Join(g.Home, "credentials", "*.pem"))
-	if err != nil {
-		g.t.Fatal(err)
+	if err != nil || len(files) == 0 {
+		g.t.Fatalf("no credentials in %s (%v)", g.Home, err)
 	}
-	all := []*pki.Credentials{}
-	for _, file := range files {
-		c, err := pki.Load(file)
-		if err != nil {
-			g.t.Fatal(err)
+	for _, file := range files { // one a grid that a master made here
+		grid = strings.TrimSuffix(filepath.Base(file), ".pem")
+		if a, err = pki.OpenAuthority(filepath.Join(g.Home, "master", "pki"), grid); err == nil {
+			return a, grid
 		}
-		all = append(all, c)
 	}
-	g.credentials.Store(&all)
-}
-
-// Authority is the grid's, with its key: whoever has that may be anybody.
-func (g *Grid) Authority() (*pki.Authority, string) {
-	g.t.Helper()
-	grid := g.Credentials()[0].Identity.Grid
-	a, err := pki.OpenAuthority(filepath.Join(g.Home, "master", "pki"), grid)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	return a, grid
+	g.t.Fatal(err)
+	return nil, ""
 }
 
 // As are credentials of anybody in this grid.
 func (g *Grid) As(id pki.Identity) func() []*pki.Credentials {
 	g.t.Helper()
 	a, _ := g.Authority()
-	c, err := a.Own(id, time.Hour)
+	c, err := a.Own(id, 24*time.Hour)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -162,6 +162,7 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
+		rpc.ExportCredentials(a.registry, &a.identity.held)
 	} else {
 		a.cfg.Log.Warn().Msg("--insecure: everything is sent in the clear, and whoever reaches this port runs this host's nodes")
 	}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -47,6 +48,12 @@ func (s *session) clusterTable(r *sutrav1.GetClusterStatusResponse) table {
 	t.add(text("capacity"), text(fmt.Sprintf("%d of %d nodes taken", r.GetSlotsTaken(), r.GetMaxNodes())))
 	t.add(text("master"), text(fmt.Sprintf("%s at %s, up %s", r.GetVersion(), s.endpoint, age(s.now(), r.GetStartedAt()))))
 	t.add(text("grid id"), text(r.GetGridId()))
+	if r.GetRootExpiresAt() != nil {
+		t.add(text("security"), text(fmt.Sprintf("TLS; the grid's root until %s, the master's certificate until %s, renewed before",
+			r.GetRootExpiresAt().AsTime().UTC().Format(time.DateOnly), r.GetCertificateExpiresAt().AsTime().UTC().Format(time.RFC3339))))
+	} else {
+		t.add(text("security"), text("none: everything is sent in the clear (--insecure)"))
+	}
 	return t
 }
 

@@ -19,9 +19,6 @@ import (
 	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
-// adminLife is how long the identity lasts that a master leaves for its own account. It is left anew at each start.
-const adminLife = 365 * 24 * time.Hour
-
 // secure opens the grid's authority and gives this master its identity, and leaves on this host what its agents and its
 // people need: an admin's identity and a token. In the clear it does nothing of that.
 func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access, error) {
@@ -38,20 +35,30 @@ func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access
 		return a, nil
 	}
 	m.identity = &pki.Holder{}
+	rpc.ExportCredentials(m.metrics, m.identity)
 	if err := m.renewOwn(a); err != nil {
 		return nil, err
 	}
-	admin, err := a.authority.Own(pki.UserIdentity(a.grid, "admin", sutrav1.Role_ROLE_ADMIN), adminLife)
-	if err == nil {
-		err = admin.Save(config.Credentials(m.cfg.Home, a.grid))
-	}
-	if err != nil {
+	if err := m.leaveAdmin(a); err != nil {
 		return nil, fmt.Errorf("leave an admin's identity for this account: %w", err)
 	}
 	if err := m.leaveToken(ctx, a); err != nil {
 		return nil, fmt.Errorf("leave a token for this host's agents: %w", err)
 	}
 	return a, nil
+}
+
+// leaveAdmin leaves an admin's identity for this account, unless somebody has joined with it as somebody else.
+func (m *Master) leaveAdmin(a *access) error {
+	path, id := config.Credentials(m.cfg.Home, a.grid), pki.UserIdentity(a.grid, "admin", sutrav1.Role_ROLE_ADMIN)
+	if there, err := pki.Load(path); err == nil && there.Identity != id {
+		return nil
+	}
+	admin, err := a.authority.Own(id, a.life)
+	if err != nil {
+		return err
+	}
+	return admin.Save(path)
 }
 
 // masterName names this master in its certificate: its host, as far as names may have its letters.
@@ -96,6 +103,9 @@ func (m *Master) renew(ctx context.Context) error {
 		}
 		if err := m.renewOwn(m.service.access); err != nil {
 			return err
+		}
+		if err := m.leaveAdmin(m.service.access); err != nil {
+			m.cfg.Log.Warn().Err(err).Msg("the admin's identity of this account isn't renewed; trying on")
 		}
 	}
 }

@@ -100,7 +100,7 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 	m.pool = rpc.NewPool(rpc.Held(m.identity), m.rpc)
 	m.service = &service{
 		store: st, registry: m.registry, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
-		thresholds: cfg.Thresholds, version: cfg.Version, started: started, access: admittance, log: cfg.Log,
+		thresholds: cfg.Thresholds, version: cfg.Version, started: started, access: admittance, identity: m.identity, log: cfg.Log,
 	}
 	cfg.Log.Info().Str("version", cfg.Version).Str("grid_id", st.GridID()).Int("agents", len(state.Agents)).
 		Int("nodes", len(state.Nodes)).Str("home", cfg.Home).Msg("master starting")

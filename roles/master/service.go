@@ -16,6 +16,7 @@ import (
 	"github.com/sutra-grid/sutra/roles/master/registry"
 	"github.com/sutra-grid/sutra/roles/master/store"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // service is what agents and clients call. Its handlers stand in a file a subject.
@@ -28,6 +29,7 @@ type service struct {
 	thresholds health.Thresholds
 	version    string
 	access     *access
+	identity   *pki.Holder // nil: in the clear
 	// expel ends the connections of those who are banned by now.
 	expel   func()
 	started time.Time

@@ -74,6 +74,10 @@ func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusReq
 		GridId: s.store.GridID(), Version: s.version, StartedAt: timestamppb.New(s.started),
 		AgentsByHealth: map[string]uint32{}, NodesByPhase: map[string]uint32{},
 	}
+	if s.identity != nil {
+		resp.RootExpiresAt = timestamppb.New(s.access.authority.Roots()[0].NotAfter)
+		resp.CertificateExpiresAt = timestamppb.New(s.identity.Get().Expires)
+	}
 	usable := false
 	for _, a := range s.registry.Agents(now) {
 		resp.AgentsByHealth[a.GetHealth().Word()]++

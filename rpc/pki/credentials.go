@@ -132,10 +132,19 @@ func ParseCertificates(ders [][]byte) ([]*x509.Certificate, error) {
 
 // Holder holds the credentials that connections are made with; they may be replaced while it is in use. The zero Holder
 // has none yet.
-type Holder struct{ current atomic.Pointer[Credentials] }
+type Holder struct {
+	current atomic.Pointer[Credentials]
+	sets    atomic.Int64
+}
 
 // Set replaces the credentials: connections from now on are made with them, and those that are there go on.
-func (h *Holder) Set(c *Credentials) { h.current.Store(c) }
+func (h *Holder) Set(c *Credentials) {
+	h.current.Store(c)
+	h.sets.Add(1)
+}
+
+// Renewals is how often the credentials were replaced by others.
+func (h *Holder) Renewals() int64 { return max(h.sets.Load()-1, 0) }
 
 // Get returns the credentials, nil where there are none yet.
 func (h *Holder) Get() *Credentials { return h.current.Load() }

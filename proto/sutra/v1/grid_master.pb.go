@@ -2144,9 +2144,12 @@ type GetClusterStatusResponse struct {
 	// Sum over the agents.
 	MaxNodes uint32 `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3" json:"max_nodes,omitempty"`
 	// How many of them nodes hold.
-	SlotsTaken    uint32 `protobuf:"varint,9,opt,name=slots_taken,json=slotsTaken,proto3" json:"slots_taken,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SlotsTaken uint32 `protobuf:"varint,9,opt,name=slots_taken,json=slotsTaken,proto3" json:"slots_taken,omitempty"`
+	// When the grid's root ends, and the master's own certificate, which is renewed before; unset in the clear.
+	RootExpiresAt        *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=root_expires_at,json=rootExpiresAt,proto3" json:"root_expires_at,omitempty"`
+	CertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *GetClusterStatusResponse) Reset() {
@@ -2240,6 +2243,20 @@ func (x *GetClusterStatusResponse) GetSlotsTaken() uint32 {
 		return x.SlotsTaken
 	}
 	return 0
+}
+
+func (x *GetClusterStatusResponse) GetRootExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RootExpiresAt
+	}
+	return nil
+}
+
+func (x *GetClusterStatusResponse) GetCertificateExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return nil
 }
 
 type TailLogsRequest struct {
@@ -2468,7 +2485,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x11ListAgentsRequest\"=\n" +
 	"\x12ListAgentsResponse\x12'\n" +
 	"\x06agents\x18\x01 \x03(\v2\x0f.sutra.v1.AgentR\x06agents\"\x19\n" +
-	"\x17GetClusterStatusRequest\"\xd3\x04\n" +
+	"\x17GetClusterStatusRequest\"\xe9\x05\n" +
 	"\x18GetClusterStatusResponse\x12\x17\n" +
 	"\agrid_id\x18\x01 \x01(\tR\x06gridId\x12/\n" +
 	"\x06health\x18\x02 \x01(\x0e2\x17.sutra.v1.ClusterHealthR\x06health\x12\x18\n" +
@@ -2480,7 +2497,10 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x0enodes_by_phase\x18\a \x03(\v24.sutra.v1.GetClusterStatusResponse.NodesByPhaseEntryR\fnodesByPhase\x12\x1b\n" +
 	"\tmax_nodes\x18\b \x01(\rR\bmaxNodes\x12\x1f\n" +
 	"\vslots_taken\x18\t \x01(\rR\n" +
-	"slotsTaken\x1aA\n" +
+	"slotsTaken\x12B\n" +
+	"\x0froot_expires_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\rrootExpiresAt\x12P\n" +
+	"\x16certificate_expires_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\x1aA\n" +
 	"\x13AgentsByHealthEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a?\n" +
@@ -2648,51 +2668,53 @@ var file_sutra_v1_grid_master_proto_depIdxs = []int32{
 	47, // 25: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
 	43, // 26: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
 	44, // 27: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	51, // 28: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	52, // 29: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	18, // 30: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	20, // 31: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	23, // 32: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 33: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 34: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 35: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 36: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 37: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 38: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 39: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	25, // 40: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	27, // 41: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	29, // 42: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	31, // 43: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	33, // 44: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	35, // 45: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	37, // 46: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	39, // 47: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	41, // 48: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	19, // 49: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	22, // 50: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	24, // 51: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 52: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 53: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 54: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 55: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 56: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 57: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 58: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	26, // 59: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	28, // 60: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	30, // 61: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	32, // 62: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	34, // 63: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	36, // 64: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	38, // 65: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	40, // 66: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	42, // 67: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	49, // [49:68] is the sub-list for method output_type
-	30, // [30:49] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	47, // 28: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
+	47, // 29: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	51, // 30: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	52, // 31: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	18, // 32: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	20, // 33: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	23, // 34: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 35: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 36: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 37: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 38: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 39: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 40: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 41: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	25, // 42: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	27, // 43: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	29, // 44: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	31, // 45: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	33, // 46: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	35, // 47: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	37, // 48: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	39, // 49: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	41, // 50: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	19, // 51: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	22, // 52: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	24, // 53: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 54: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 55: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 56: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 57: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 58: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 59: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 60: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	26, // 61: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	28, // 62: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	30, // 63: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	32, // 64: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	34, // 65: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	36, // 66: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	38, // 67: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	40, // 68: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	42, // 69: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	51, // [51:70] is the sub-list for method output_type
+	32, // [32:51] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }
