@@ -14,7 +14,9 @@ func (c *client) agentsCommand() *cli.Command {
 		Usage: "keep agents out of the grid, and let them in again",
 		Description: `Examples:
   sutra agents ban --reason "its host was stolen" agent-001
-  sutra agents unban agent-001`,
+  sutra agents unban agent-001
+
+Exit codes: 0 done; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 not allowed`,
 		Subcommands: []*cli.Command{
 			{
 				Name:      "ban",

@@ -79,7 +79,7 @@ func (v *insecureValue) String() string { return string(v.Insecure) }
 func InsecureFlag(category string) cli.Flag {
 	return &cli.GenericFlag{
 		Name: "insecure", Category: category, Value: &insecureValue{}, DefaultText: "TLS",
-		Usage: "talk in the clear, as the other end was told to as well; to loopback addresses alone, unless it is --insecure=anywhere",
+		Usage: "talk in the clear, as the other end was told to as well; `[=anywhere]` is for other than loopback addresses",
 	}
 }
 
@@ -317,6 +317,9 @@ func (s *session) NewStream(ctx context.Context, desc *grpc.StreamDesc, method s
 // silent. It has no reason of its own.
 const notMaster = "what listens there"
 
+// notSecure is how rpc speaks of a port where something listens that talks in the clear.
+const notSecure = "doesn't speak TLS"
+
 // refusedThere is how rpc speaks of a port where nothing listens.
 const refusedThere = "connection refused"
 
@@ -327,6 +330,9 @@ func (s *session) advise(method string, e *rpc.Error) *rpc.Error {
 	case e.Hint != "", !rpc.Unanswered(e):
 	case e.Reason == rpc.UntrustedPeer:
 		_ = e.WithHint("join its grid: sutra token create on the master's host; here: sutra login --master %s --token TOKEN", s.endpoint)
+	case strings.Contains(e.Message, notSecure):
+		_, port, _ := net.SplitHostPort(s.endpoint) // config.Endpoint made it
+		_ = e.WithHint("a grid that runs with --insecure is asked with --insecure, too; else another service listens there: ss -ltnp 'sport = :%s'", port)
 	case strings.Contains(e.Message, notMaster), e.Reason == rpc.Unimplemented:
 		_, port, _ := net.SplitHostPort(s.endpoint) // config.Endpoint made it
 		_ = e.WithHint("another service listens there; on that host this names it: ss -ltnp 'sport = :%s'; "+

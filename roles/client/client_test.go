@@ -191,7 +191,8 @@ func (term *terminal) run(ctx context.Context, args ...string) error {
 		Flags: Flags(), Commands: term.commands(), OnUsageError: OnUsageError,
 		ExitErrHandler: func(*cli.Context, error) {},
 	}
-	return app.RunContext(ctx, append([]string{"sutra"}, args...))
+	// The masters of these tests answer in the clear: what a secure one answers is tried with the real binary.
+	return app.RunContext(ctx, append([]string{"sutra", "--insecure=anywhere"}, args...))
 }
 
 // ask runs a command line against f that must succeed.

@@ -21,7 +21,9 @@ Examples:
   sutra token create                             one agent may join within 24 h
   sutra token create --role operator --ttl 1h    one person, who may spawn and stop
   sutra token list
-  sutra token revoke ID`,
+  sutra token revoke ID
+
+Exit codes: 0 done; 1 failed; 2 bad flags; 3 there is no such token; 4 master unavailable; 5 timed out; 6 not allowed`,
 		Subcommands: []*cli.Command{c.tokenCreateCommand(), c.tokenListCommand(), c.tokenRevokeCommand()},
 	}
 }

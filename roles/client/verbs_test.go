@@ -272,6 +272,7 @@ nodes     3 RUNNING, 6 STOPPED, 1 FAILED, 2 HIBERNATING
 capacity  4 of 15 nodes taken
 master    0.1.0 at `+f.endpoint+`, up 2h
 grid id   grid-1
+security  none: everything is sent in the clear (--insecure)
 `)
 	out, _ = ask(t, f, "status", "-o", "json")
 	wantJSON(t, out, answer, "agents_by_health")
