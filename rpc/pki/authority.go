@@ -50,6 +50,9 @@ func OpenAuthority(dir, grid string) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the grid's root: %w", err)
 	}
+	if of := root.cert.Subject.SerialNumber; of != grid {
+		return nil, fmt.Errorf("%s is the root of grid %s, and this is grid %s", rootFile, of, grid)
+	}
 	issuer, err := readPair(issuerFile)
 	if errors.Is(err, fs.ErrNotExist) { // also where the process ended between the two
 		issuer, err = newIssuer(grid, root)
@@ -61,9 +64,6 @@ func OpenAuthority(dir, grid string) (*Authority, error) {
 		return nil, fmt.Errorf("the grid's issuer: %w", err)
 	}
 	a := &Authority{grid: grid, root: root.cert, issuer: issuer.cert, key: issuer.key}
-	if of := root.cert.Subject.SerialNumber; of != grid {
-		return nil, fmt.Errorf("%s is the root of grid %s, and this is grid %s", rootFile, of, grid)
-	}
 	if err := issuer.cert.CheckSignatureFrom(root.cert); err != nil {
 		return nil, fmt.Errorf("%s doesn't vouch for %s: %w", rootFile, issuerFile, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 	"sync/atomic"
 	"time"
 
@@ -153,8 +154,9 @@ func (h *Holder) Get() *Credentials { return h.current.Load() }
 // a grid's identities aren't renewed together.
 func (c *Credentials) RenewAt() time.Time {
 	life := c.Expires.Sub(c.Begins)
-	early := time.Duration(c.cert.Leaf.SerialNumber.Uint64() % uint64(max(life/10, 1)))
-	return c.Begins.Add(life*2/3 - early)
+	// The serial number is random, and stays what it is.
+	early := new(big.Int).Mod(c.cert.Leaf.SerialNumber, big.NewInt(int64(max(life/10, 1))))
+	return c.Begins.Add(life*2/3 - time.Duration(early.Int64()))
 }
 
 // FromAnswer puts together what a master answered to a request with a key.

@@ -1,11 +1,14 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -78,14 +81,19 @@ func writeSecret(path string, data []byte) (err error) {
 
 // readPEM reads a file that writePEM wrote. One that others may read is refused: whoever could read it could be its owner.
 func readPEM(path string) (key *ecdsa.PrivateKey, certs []*x509.Certificate, err error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	info, err := f.Stat()            // of the file that is read, whatever becomes of its name
 	if err != nil {
 		return nil, nil, err
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return nil, nil, fmt.Errorf("%s may be read by others (mode %04o); it holds a key: chmod 600 it", path, info.Mode().Perm())
 	}
-	data, err := os.ReadFile(path)
+	data, err := io.ReadAll(f)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -98,7 +106,8 @@ func readPEM(path string) (key *ecdsa.PrivateKey, certs []*x509.Certificate, err
 
 // parsePEM reads one key and the certificates, of which the first must be the key's.
 func parsePEM(data []byte) (key *ecdsa.PrivateKey, certs []*x509.Certificate, err error) {
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+	block, rest := pem.Decode(data)
+	for ; block != nil; block, rest = pem.Decode(rest) {
 		switch block.Type {
 		case certBlock:
 			cert, err := x509.ParseCertificate(block.Bytes)
@@ -112,11 +121,14 @@ func parsePEM(data []byte) (key *ecdsa.PrivateKey, certs []*x509.Certificate, er
 				return nil, nil, errors.New("read the key: it is damaged") // the parser's words may show some of it
 			}
 			ec, ok := found.(*ecdsa.PrivateKey)
-			if !ok || key != nil {
-				return nil, nil, errors.New("there must be one key in it, an ECDSA one")
+			if !ok || ec.Curve != elliptic.P256() || key != nil {
+				return nil, nil, errors.New("there must be one key in it, an ECDSA P-256 one")
 			}
 			key = ec
 		}
+	}
+	if len(bytes.TrimSpace(rest)) > 0 { // perhaps a root without which half of the grid isn't trusted
+		return nil, nil, errors.New("it is cut off, or its last part is damaged")
 	}
 	if key == nil || len(certs) == 0 {
 		return nil, nil, errors.New("there must be a key and a certificate in it")

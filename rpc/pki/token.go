@@ -84,8 +84,8 @@ func ParseToken(s string) (Token, error) {
 		if len(part.text) < want {
 			return Token{}, fmt.Errorf("the token is cut off: its %s has %d of %d characters", part.name, len(part.text), want)
 		}
-		got, err := base64.RawURLEncoding.Strict().DecodeString(part.text)
-		if err != nil || len(got) != len(part.to) {
+		got, err := base64.RawURLEncoding.Strict().DecodeString(part.text) // which skips line breaks
+		if err != nil || len(part.text) > want || len(got) != len(part.to) {
 			return Token{}, fmt.Errorf("the token's %s is damaged", part.name)
 		}
 		copy(part.to, got)

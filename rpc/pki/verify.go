@@ -21,7 +21,9 @@ func Verify(chain, roots []*x509.Certificate, grid string, use x509.ExtKeyUsage,
 		opts.Roots.AddCert(c)
 	}
 	for _, c := range chain[1:] {
-		opts.Intermediates.AddCert(c)
+		if !contains(roots, c) { // one that is both would cost another check of its signature
+			opts.Intermediates.AddCert(c)
+		}
 	}
 	leaf := chain[0]
 	if leaf.IsCA {
@@ -50,6 +52,9 @@ func explain(leaf *x509.Certificate, err error, now time.Time) error {
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("its certificate expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
 	case errors.As(err, &unknown):
+		if _, err := identityOf(leaf); err != nil {
+			return errors.New("its certificate is none that a grid gives")
+		}
 		return errors.New("its certificate is of another grid, or of this grid's before it was made anew")
 	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
 		return errors.New("its certificate isn't for this use")
