@@ -2,6 +2,9 @@ package pki
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"io/fs"
@@ -14,7 +17,8 @@ import (
 )
 
 func TestCredentialsSavedAreLoaded(t *testing.T) {
-	a, next := authority(t, gridID), authority(t, gridID)
+	a, dir := authorityIn(t, gridID)
+	next := authority(t, gridID)
 	c := own(t, a, UserIdentity(gridID, "ann", admin))
 	c.roots = append(c.roots, next.root) // as in a change of roots
 	path := filepath.Join(t.TempDir(), "folder", "ann.pem")
@@ -39,6 +43,25 @@ func TestCredentialsSavedAreLoaded(t *testing.T) {
 		t.Errorf("beside it there are %v, %v", left, err)
 	}
 
+	// One that bears its issuer's name and isn't signed with its own key vouches for nobody: the next root as this one signs it.
+	root, err := readPair(filepath.Join(dir, "root.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	crossed, err := x509.CreateCertificate(nil, next.root, a.root, next.root.PublicKey, root.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := own(t, a, UserIdentity(gridID, "ann", admin))
+	seen.cert.Certificate = append(seen.cert.Certificate, crossed)
+	other := filepath.Join(t.TempDir(), "crossed.pem")
+	if err := seen.Save(other); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Load(other); err != nil || len(got.roots) != 1 || !got.roots[0].Equal(a.root) {
+		t.Errorf("of a root and one that it signed, both are trusted, or none: %+v, %v", got, err)
+	}
+
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -54,6 +77,28 @@ func TestCredentialsSavedAreLoaded(t *testing.T) {
 	}
 	_, err = Load(path)
 	wantWords(t, "a file that others may read", err, "chmod 600 it")
+}
+
+func TestOtherKeysAreNoCredentials(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := template(gridID)
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "c.pem")
+	if err := writePEM(path, key, []*x509.Certificate{leaf}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Load(path)
+	wantWords(t, "a key on P-384", err, "an ECDSA P-256 one")
 }
 
 // endsABlock tells whether so many bytes are whole blocks, but for the last line's end.

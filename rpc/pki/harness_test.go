@@ -27,11 +27,19 @@ const (
 // authority makes one for a grid with that id, in a folder of its own.
 func authority(t testing.TB, grid string) *Authority {
 	t.Helper()
-	a, err := OpenAuthority(filepath.Join(t.TempDir(), "pki"), grid)
+	a, _ := authorityIn(t, grid)
+	return a
+}
+
+// authorityIn tells the folder as well.
+func authorityIn(t testing.TB, grid string) (*Authority, string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "pki")
+	a, err := OpenAuthority(dir, grid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a
+	return a, dir
 }
 
 func own(t testing.TB, a *Authority, id Identity) *Credentials {
