@@ -82,18 +82,24 @@ func (l *link) newStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 func broken(err error) bool { return status.Code(err) == codes.Unavailable && !answered(err) }
 
 func (l *link) acquire() (*conn, error) {
-	newest := l.trust.newest()
+	var idle *conn
+	defer func() {
+		if idle != nil {
+			_ = idle.Close() // errs only where it was closed before
+		}
+	}()
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.mu.Unlock() // before the above
 	if l.closed {
 		return nil, errClosed
 	}
+	newest := l.trust.newest() // with the lock held: of two callers, the later one must not have seen the earlier credentials
 	if old := l.conn; old != nil && old.shown != newest {
 		// The credentials were renewed: calls under way end on the connection that they began on.
 		l.conn, old.dropped = nil, true
 		l.metrics.connections(-1)
 		if old.calls == 0 {
-			_ = old.Close() // errs only where it was closed before
+			idle = old
 		}
 	}
 	if l.conn == nil {
