@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -40,8 +41,15 @@ type Caller struct {
 // AuthType is how gRPC calls this.
 func (Caller) AuthType() string { return "sutra" }
 
-// CallerOf is who made the call with that context; nobody on a connection in the clear.
-func CallerOf(ctx context.Context) pki.Identity { return callerOf(ctx).Identity }
+// CallerOf is who made the call with that context; nobody on a connection in the clear, or on one that has outlived the
+// certificate it was made with.
+func CallerOf(ctx context.Context) pki.Identity {
+	caller := callerOf(ctx)
+	if time.Now().After(caller.Expires) {
+		return pki.Identity{}
+	}
+	return caller.Identity
+}
 
 func callerOf(ctx context.Context) Caller {
 	p, ok := peer.FromContext(ctx)
@@ -69,6 +77,8 @@ type admission struct {
 // known is a connection whose caller is known.
 type known struct {
 	net.Conn
+	// raw is what Conn lies on.
+	raw    net.Conn
 	caller pki.Identity
 	gone   func(*known)
 }
@@ -99,7 +109,7 @@ func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	if caller.Why == nil {
 		caller.Expires = shown.State.PeerCertificates[0].NotAfter
 	}
-	k := &known{Conn: conn, caller: caller.Identity, gone: a.forget}
+	k := &known{Conn: conn, raw: raw, caller: caller.Identity, gone: a.forget}
 	a.mu.Lock()
 	a.conns[k] = true
 	a.mu.Unlock()
@@ -114,16 +124,18 @@ func (a *admission) forget(k *known) {
 
 // expel ends the connections of those who are to be kept out by now.
 func (a *admission) expel() {
-	a.mu.Lock()
-	var out []*known
-	for k := range a.conns {
-		if k.caller != (pki.Identity{}) && a.guard.Banned != nil && a.guard.Banned(k.caller) != nil {
-			out = append(out, k)
-		}
+	if a.guard.Banned == nil {
+		return
 	}
+	a.mu.Lock()
+	all := slices.Collect(maps.Keys(a.conns))
 	a.mu.Unlock()
-	for _, k := range out {
-		_ = k.Close() // its transport finds out
+	for _, k := range all {
+		if k.caller != (pki.Identity{}) && a.guard.Banned(k.caller) != nil {
+			a.forget(k)
+			// Its transport finds out. There is no parting word: one who doesn't read could hold up the rest with it.
+			_ = k.raw.Close()
+		}
 	}
 }
 
