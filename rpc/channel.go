@@ -214,6 +214,7 @@ func (c *Channel) explain(err error) *Error {
 	if why, ok := untrusted(e.Message); ok {
 		e.Reason, e.code = UntrustedPeer, codes.Unauthenticated
 		e.Message = "who answers at " + c.link.endpoint + " isn't taken for " + c.peer + " of this grid: " + why
+		e.Hint = c.link.trust.hint(c.link.endpoint)
 		return e
 	}
 	if foreign(err) {
@@ -223,6 +224,9 @@ func (c *Channel) explain(err error) *Error {
 	case codes.Unavailable:
 		e.Reason, e.code = c.unreachable, codes.Unavailable
 		e.Message = "can't reach " + c.peer + " at " + c.link.endpoint + ": " + cause(e.Message)
+		if c.link.trust.inClear() && strings.HasSuffix(e.Message, closedAtOnce) {
+			e.Message += ", as a grid without --insecure does to those who call with it"
+		}
 	case codes.DeadlineExceeded:
 		e.Message = c.peer + " at " + c.link.endpoint + " didn't answer in time"
 	case codes.Canceled:
@@ -266,18 +270,27 @@ func mebibytes(bytes string) string {
 // wrappers are the layers that gRPC puts around the error of a dial.
 var wrappers = regexp.MustCompile(`^(connection error: desc = "?|transport: |Error while dialing: |error reading server preface: |dial tcp: |dial tcp [^ ]+ |connect: )+`)
 
+// closedAtOnce is also all that one who talks in the clear sees of a server that wants TLS.
+const closedAtOnce = "what listens there closed the connection at once"
+
 // cause strips the transport's wrapping from a message, down to what the system said.
 func cause(message string) string {
 	has := func(words string) bool { return strings.Contains(message, words) }
 	switch {
 	case has("first record does not look like a TLS handshake"):
-		return "what listens there doesn't speak TLS"
+		return "what listens there doesn't speak TLS: it is another service, or a grid with --insecure, which is called with --insecure as well"
+	case has("no application protocol") || has("missing selected ALPN"):
+		return "what listens there doesn't speak gRPC"
+	case has("protocol version not supported") || has("unsupported protocol version"):
+		return "what listens there doesn't speak TLS 1.3, as all of a grid do"
+	case has("remote error: tls: internal error"):
+		return "it broke off the handshake, as one does that has no identity in a grid yet"
 	case has(tlsTrouble) && (has("EOF") || has("connection reset") || has("broken pipe")):
-		return "what listens there closed the connection at once"
+		return closedAtOnce
 	case has(tlsTrouble) && (has("deadline exceeded") || has("i/o timeout")):
 		return "what listens there doesn't answer"
 	case (has("server preface") || has("write: ")) && (has("EOF") || has("connection reset") || has("broken pipe")):
-		return "what listens there closed the connection at once"
+		return closedAtOnce
 	case has("server preface") && has("use of closed network connection"):
 		return "what listens there doesn't answer"
 	case has("server preface") || has("not a settings frame") || has("unexpected HTTP status code") || has("unexpected content-type"):

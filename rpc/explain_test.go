@@ -84,7 +84,7 @@ func TestWhoAnswersInsteadOfTheMaster(t *testing.T) {
 		},
 		"one who closes at once": {
 			func(t *testing.T) string { return serveRaw(t, func(net.Conn) {}) },
-			MasterUnreachable, codes.Unavailable, "can't reach the master at AT: what listens there closed the connection at once", false,
+			MasterUnreachable, codes.Unavailable, "can't reach the master at AT: what listens there closed the connection at once, as a grid without --insecure does to those who call with it", false,
 		},
 		"another gRPC server": {
 			func(t *testing.T) string { return serve(t, grpc.NewServer(), anyPort).endpoint },

@@ -217,12 +217,27 @@ type Trust struct {
 
 func (t Trust) transport() credentials.TransportCredentials {
 	switch {
+	case t.inClear():
+		return insecure.NewCredentials()
 	case t.Token != nil:
 		return credentials.NewTLS(pki.JoinTLS(t.Token.Root))
-	case t.Credentials != nil:
-		return credentials.NewTLS(pki.ClientTLS(t.Credentials, t.Peer))
 	default:
-		return insecure.NewCredentials()
+		return credentials.NewTLS(pki.ClientTLS(t.Credentials, t.Peer))
+	}
+}
+
+func (t Trust) inClear() bool { return t.Token == nil && t.Credentials == nil }
+
+// hint is what one does who finds somebody else than is wanted at an address.
+func (t Trust) hint(endpoint string) string {
+	switch {
+	case t.Token != nil:
+		return "check the address; or have an admin of the grid that is there make a token: sutra token create"
+	case t.Peer.Kind == pki.Agent:
+		return "two agents share one address, or one has moved; check advertise in their files"
+	default:
+		return "check the address; to join the grid that is there: sutra token create on its master's host; here: sutra login --master " +
+			endpoint + " --token TOKEN, for an agent: sutra agent --join-token TOKEN"
 	}
 }
 

@@ -317,9 +317,6 @@ func (s *session) NewStream(ctx context.Context, desc *grpc.StreamDesc, method s
 // silent. It has no reason of its own.
 const notMaster = "what listens there"
 
-// notSecure is how rpc speaks of a port where something listens that talks in the clear.
-const notSecure = "doesn't speak TLS"
-
 // refusedThere is how rpc speaks of a port where nothing listens.
 const refusedThere = "connection refused"
 
@@ -328,11 +325,6 @@ func (s *session) advise(method string, e *rpc.Error) *rpc.Error {
 	policy, _ := rpc.PolicyOf(method)
 	switch {
 	case e.Hint != "", !rpc.Unanswered(e):
-	case e.Reason == rpc.UntrustedPeer:
-		_ = e.WithHint("join its grid: sutra token create on the master's host; here: sutra login --master %s --token TOKEN", s.endpoint)
-	case strings.Contains(e.Message, notSecure):
-		_, port, _ := net.SplitHostPort(s.endpoint) // config.Endpoint made it
-		_ = e.WithHint("a grid that runs with --insecure is asked with --insecure, too; else another service listens there: ss -ltnp 'sport = :%s'", port)
 	case strings.Contains(e.Message, notMaster), e.Reason == rpc.Unimplemented:
 		_, port, _ := net.SplitHostPort(s.endpoint) // config.Endpoint made it
 		_ = e.WithHint("another service listens there; on that host this names it: ss -ltnp 'sport = :%s'; "+
