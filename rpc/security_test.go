@@ -155,6 +155,9 @@ func TestEveryMethodAndEveryCaller(t *testing.T) {
 			if (want == "") != (got == nil) || got != nil && got.Reason != want {
 				t.Errorf("%s by %s: %v, want %q", method, who, got, want)
 			}
+			if got != nil && c.Why != nil && !strings.Contains(got.Message, c.Why.Error()) {
+				t.Errorf("%s by %s doesn't say why it isn't known: %q", method, who, got.Message)
+			}
 			if got != nil && (got.Hint == "" || got.Message == "") {
 				t.Errorf("%s by %s doesn't say what to do: %q, hint %q", method, who, got.Message, got.Hint)
 			}
