@@ -169,7 +169,8 @@ func (g Guard) authorize(method string, caller Caller, request any, now time.Tim
 	}
 	if id.Role == sutrav1.Role_ROLE_AGENT {
 		if of, ok := agentOf(request); !ok || of != id.Name {
-			return Errorf(PermissionDenied, "%s may not speak for agent %q", id, of)
+			return Errorf(PermissionDenied, "%s may not speak for agent %q", id, of).
+				WithHint("an agent_id goes with its identity: give the agent with another one a home of its own, and a join token")
 		}
 	}
 	return nil
