@@ -19,6 +19,8 @@ type Policy struct {
 	RetrySafe bool
 	// Roles that may call.
 	Roles []sutrav1.Role
+	// Mutates methods are put on record, with who called them.
+	Mutates bool
 }
 
 // policies maps "/sutra.v1.GridMaster/SpawnNode" and its like to what their
@@ -50,7 +52,7 @@ func read(m protoreflect.MethodDescriptor) (Policy, bool) {
 		return Policy{}, false
 	}
 	p := proto.GetExtension(m.Options(), sutrav1.E_Policy).(*sutrav1.Policy)
-	return Policy{Timeout: p.GetTimeout().AsDuration(), RetrySafe: p.GetRetrySafe(), Roles: p.GetRoles()}, true
+	return Policy{Timeout: p.GetTimeout().AsDuration(), RetrySafe: p.GetRetrySafe(), Roles: p.GetRoles(), Mutates: p.GetMutates()}, true
 }
 
 // PolicyOf returns the policy of a method given as "/package.Service/Method".

@@ -3,6 +3,7 @@ package rpc
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,9 +34,19 @@ func flaws(file protoreflect.FileDescriptor) []string {
 			if len(p.Roles) == 0 || slices.Contains(p.Roles, sutrav1.Role_ROLE_UNSPECIFIED) {
 				found = append(found, fmt.Sprintf("%s has no roles", m.Name()))
 			}
+			if reads := isRead(string(m.Name())); p.Mutates == reads {
+				found = append(found, fmt.Sprintf("%s mutates: %v, and its name says: %v", m.Name(), p.Mutates, !reads))
+			}
 		}
 	}
 	return found
+}
+
+// isRead tells whether a method by its name only reads, or tells of what has changed already.
+func isRead(method string) bool {
+	return method == "Heartbeat" || slices.ContainsFunc([]string{"Get", "List", "Watch", "Tail"}, func(verb string) bool {
+		return strings.HasPrefix(method, verb)
+	})
 }
 
 func TestEveryMethodHasAPolicy(t *testing.T) {
@@ -73,17 +84,22 @@ func TestAMissingPolicyIsFound(t *testing.T) {
 		Name: new("t.proto"), Package: new("t"), Syntax: new("proto3"),
 		MessageType: []*descriptorpb.DescriptorProto{{Name: new("M")}},
 		Service: []*descriptorpb.ServiceDescriptorProto{{Name: new("S"), Method: []*descriptorpb.MethodDescriptorProto{
-			method("Good", false, &sutrav1.Policy{Timeout: second, Roles: roles}),
+			method("Good", false, &sutrav1.Policy{Timeout: second, Roles: roles, Mutates: true}),
+			method("GetGood", false, &sutrav1.Policy{Timeout: second, Roles: roles}),
 			method("Bare", false, nil),
-			method("Endless", false, &sutrav1.Policy{Roles: roles}),
-			method("Stream", true, &sutrav1.Policy{Roles: roles}),
-			method("Nobody", false, &sutrav1.Policy{Timeout: second}),
+			method("Endless", false, &sutrav1.Policy{Roles: roles, Mutates: true}),
+			method("TailStream", true, &sutrav1.Policy{Roles: roles}),
+			method("Nobody", false, &sutrav1.Policy{Timeout: second, Mutates: true}),
+			method("SetUnseen", false, &sutrav1.Policy{Timeout: second, Roles: roles}),
 		}}},
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"Bare has no policy", "Endless has no timeout", "Stream has no timeout", "Nobody has no roles"}
+	want := []string{
+		"Bare has no policy", "Endless has no timeout", "TailStream has no timeout", "Nobody has no roles",
+		"SetUnseen mutates: false, and its name says: true",
+	}
 	if got := flaws(file); !slices.Equal(got, want) {
 		t.Errorf("found %q, want %q", got, want)
 	}

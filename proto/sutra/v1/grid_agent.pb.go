@@ -655,15 +655,15 @@ const file_sutra_v1_grid_agent_proto_rawDesc = "" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12(\n" +
 	"\x05range\x18\x03 \x01(\v2\x12.sutra.v1.LogRangeR\x05range\"E\n" +
 	"\x19GridAgentTailLogsResponse\x12(\n" +
-	"\x05chunk\x18\x01 \x01(\v2\x12.sutra.v1.LogChunkR\x05chunk2\x81\x05\n" +
-	"\tGridAgent\x12e\n" +
-	"\tSpawnNode\x12#.sutra.v1.GridAgentSpawnNodeRequest\x1a$.sutra.v1.GridAgentSpawnNodeResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x1e\x10\x01\x1a\x01\x05\x12b\n" +
-	"\bStopNode\x12\".sutra.v1.GridAgentStopNodeRequest\x1a#.sutra.v1.GridAgentStopNodeResponse\"\r\xca\xf3\x18\t\n" +
+	"\x05chunk\x18\x01 \x01(\v2\x12.sutra.v1.LogChunkR\x05chunk2\x87\x05\n" +
+	"\tGridAgent\x12g\n" +
+	"\tSpawnNode\x12#.sutra.v1.GridAgentSpawnNodeRequest\x1a$.sutra.v1.GridAgentSpawnNodeResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x1e\x10\x01\x1a\x01\x05 \x01\x12d\n" +
+	"\bStopNode\x12\".sutra.v1.GridAgentStopNodeRequest\x1a#.sutra.v1.GridAgentStopNodeResponse\"\x0f\xca\xf3\x18\v\n" +
 	"\x02\b\n" +
-	"\x10\x01\x1a\x01\x05\x12k\n" +
-	"\vRestartNode\x12%.sutra.v1.GridAgentRestartNodeRequest\x1a&.sutra.v1.GridAgentRestartNodeResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b(\x10\x01\x1a\x01\x05\x12q\n" +
+	"\x10\x01\x1a\x01\x05 \x01\x12m\n" +
+	"\vRestartNode\x12%.sutra.v1.GridAgentRestartNodeRequest\x1a&.sutra.v1.GridAgentRestartNodeResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b(\x10\x01\x1a\x01\x05 \x01\x12q\n" +
 	"\rGetNodeStatus\x12'.sutra.v1.GridAgentGetNodeStatusRequest\x1a(.sutra.v1.GridAgentGetNodeStatusResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\x05\x10\x01\x1a\x01\x05\x12e\n" +
 	"\tListNodes\x12#.sutra.v1.GridAgentListNodesRequest\x1a$.sutra.v1.GridAgentListNodesResponse\"\r\xca\xf3\x18\t\n" +
