@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -207,4 +208,13 @@ func value(t *testing.T, m prometheus.Metric) float64 {
 		t.Fatal(err)
 	}
 	return read.GetGauge().GetValue() + read.GetCounter().GetValue()
+}
+
+// skip skips the test, which is a failure where SUTRA_TEST_NO_SKIP is set.
+func skip(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("SUTRA_TEST_NO_SKIP") != "" {
+		t.Fatalf("%s, and SUTRA_TEST_NO_SKIP forbids to skip", why)
+	}
+	t.Skip(why)
 }

@@ -26,6 +26,8 @@ type Guard struct {
 	Credentials *pki.Holder
 	// Banned says why an identity is kept out although its certificate holds; nil where none is.
 	Banned func(pki.Identity) error
+	// Audit puts calls on record; nil: none are.
+	Audit *Audit
 }
 
 // Caller is who is at the other end of a server's connection.

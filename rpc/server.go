@@ -78,6 +78,7 @@ func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if err = s.outcome(info.FullMethod, start, recover(), err); err != nil {
 			resp = nil
 		}
+		s.security.Audit.call(ctx, info.FullMethod, start, req, resp, err)
 	}()
 	if refused := s.security.authorize(info.FullMethod, callerOf(ctx), req, start); refused != nil {
 		return nil, refused
@@ -131,6 +132,7 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		default:
 		}
 		err = s.outcome(info.FullMethod, start, caught, err)
+		s.security.Audit.call(ctx, info.FullMethod, start, nil, nil, err)
 	}()
 	if refused := s.security.authorize(info.FullMethod, callerOf(ctx), nil, start); refused != nil {
 		return refused

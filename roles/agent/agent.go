@@ -62,6 +62,7 @@ type Agent struct {
 	nodes    *nodes.Manager
 	link     *link
 	identity *identity // nil: in the clear
+	audit    *rpc.Audit
 }
 
 // New takes the agent's home and prepares everything; Run starts it.
@@ -155,6 +156,9 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 		return err
 	}
 	a.nodes.Collect(a.registry)
+	if a.audit, err = rpc.OpenAudit(dir, a.cfg.Log); err != nil {
+		return err
+	}
 	if a.cfg.Insecure == rpc.Secure {
 		a.identity, err = openIdentity(&identity{
 			agentID: file.AgentID, file: filepath.Join(dir, "identity.pem"), home: a.cfg.Home, token: a.cfg.JoinToken, log: a.cfg.Log,
@@ -182,7 +186,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			log.Warn().Err(err).Msg("home not unlocked")
 		}
 	}()
-	var guard rpc.Guard
+	defer func() { _ = a.audit.Close() }() // nothing is buffered
+	guard := rpc.Guard{Audit: a.audit}
 	if a.identity != nil {
 		guard.Credentials = &a.identity.held
 	}

@@ -68,6 +68,7 @@ type Master struct {
 	service  *service
 	// identity is the master's own; nil where everything is in the clear.
 	identity *pki.Holder
+	audit    *rpc.Audit
 }
 
 // New opens the master's home, with all that was wanted before, and starts to wait for the agents.
@@ -97,6 +98,9 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 	if err != nil {
 		return nil, orClose(err, st)
 	}
+	if m.audit, err = rpc.OpenAudit(filepath.Join(cfg.Home, "master"), cfg.Log); err != nil {
+		return nil, orClose(err, st)
+	}
 	m.pool = rpc.NewPool(rpc.Held(m.identity), m.rpc)
 	m.service = &service{
 		store: st, registry: m.registry, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
@@ -112,6 +116,7 @@ func (m *Master) Run(ctx context.Context) (err error) {
 	log := m.cfg.Log
 	defer func() { err = orClose(err, m.store) }()
 	defer m.pool.Close()
+	defer func() { _ = m.audit.Close() }() // nothing is buffered
 
 	local := config.Local{Endpoint: reachable(m.cfg.Listener.Addr()), PID: os.Getpid()}
 	if m.cfg.HTTP != nil {
@@ -127,7 +132,7 @@ func (m *Master) Run(ctx context.Context) (err error) {
 		}
 	}()
 
-	server := rpc.NewServer(log, m.rpc, rpc.Guard{Credentials: m.identity, Banned: m.service.access.banned})
+	server := rpc.NewServer(log, m.rpc, rpc.Guard{Credentials: m.identity, Banned: m.service.access.banned, Audit: m.audit})
 	m.service.expel = server.Expel
 	sutrav1.RegisterGridMasterServer(server, m.service)
 	driver := &reconcile.Driver{Registry: m.registry, Actor: m.service, Log: log}

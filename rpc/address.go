@@ -1,0 +1,63 @@
+package rpc
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+
+	"google.golang.org/grpc/peer"
+)
+
+// maxAddresses bounds what is remembered of addresses, so that whoever has many of them can't fill the memory.
+const maxAddresses = 4096
+
+// byAddress remembers something of each address that had to do with this process; the zero T is what is known of a new one.
+type byAddress[T any] struct {
+	mu    sync.Mutex // guards all that is remembered
+	known map[netip.Addr]*T
+}
+
+// at calls f with what is remembered of an address.
+func (b *byAddress[T]) at(addr netip.Addr, f func(*T)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.known == nil {
+		b.known = map[netip.Addr]*T{}
+	}
+	t := b.known[addr]
+	if t == nil {
+		for old := range b.known {
+			if len(b.known) < maxAddresses {
+				break
+			}
+			delete(b.known, old) // any: who has as many addresses has no use of one
+		}
+		t = new(T)
+		b.known[addr] = t
+	}
+	f(t)
+}
+
+// hostOf is the host that an address is of; a network of 64 bits counts as one, because one host has all of it. The zero Addr
+// stands for what has none.
+func hostOf(addr net.Addr) netip.Addr {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	ip, _ := netip.AddrFromSlice(tcp.IP)
+	if ip = ip.Unmap(); !ip.Is6() || ip.IsLoopback() {
+		return ip
+	}
+	network, _ := ip.WithZone("").Prefix(64) // fits
+	return network.Addr()
+}
+
+// callersAddress is where a call came from; nil where nobody knows.
+func callersAddress(ctx context.Context) net.Addr {
+	if p, ok := peer.FromContext(ctx); ok {
+		return p.Addr
+	}
+	return nil
+}

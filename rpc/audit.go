@@ -1,0 +1,317 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/sutra-grid/sutra/rpc/pki"
+)
+
+const (
+	// auditFile has the calls that changed something or were to, refusedFile those that were refused. They are two files, so
+	// that a stranger who is refused all the time can't push out what others did.
+	auditFile, refusedFile = "audit.log", "refused.log"
+	// auditSize is how long a file becomes before it is put aside, auditKept how many are, so that each takes 64 MiB at most.
+	auditSize = 16 << 20
+	auditKept = 3
+	// refusedBurst is how many refusals of one address are on record at once, and one more each refusedEvery. The next one
+	// that is has the number of those that aren't.
+	refusedBurst = 20
+	refusedEvery = time.Second
+	// maxAudited is how much is kept of one text of a request: what a storage path may have.
+	maxAudited = maxPath
+)
+
+// Audit is the record of calls: of those that change something, and of those that were refused. A nil *Audit records
+// nothing.
+type Audit struct {
+	log           zerolog.Logger
+	done, refused *journal
+	quiet         byAddress[restraint]
+}
+
+// OpenAudit opens the record in a folder, which is there.
+func OpenAudit(dir string, log zerolog.Logger) (*Audit, error) {
+	done, err := openJournal(filepath.Join(dir, auditFile), auditSize, log)
+	if err != nil {
+		return nil, err
+	}
+	refused, err := openJournal(filepath.Join(dir, refusedFile), auditSize, log)
+	if err != nil {
+		return nil, errors.Join(err, done.close())
+	}
+	return &Audit{log: log, done: done, refused: refused}, nil
+}
+
+// Close closes the files. Calls that still end are not on record.
+func (a *Audit) Close() error { return errors.Join(a.done.close(), a.refused.close()) }
+
+// audited is a line of the record.
+type audited struct {
+	Time   time.Time `json:"time"`
+	Method string    `json:"method"`
+	// Who called, for example "user anna", and in which role.
+	Who  string `json:"who"`
+	Role string `json:"role,omitempty"`
+	From string `json:"from"`
+	// What the call was about: ids of the request and of the answer.
+	What map[string]any `json:"what,omitempty"`
+	// Code of gRPC, and the grid's own reason of an error.
+	Code   string  `json:"code"`
+	Reason Reason  `json:"reason,omitempty"`
+	TookMS float64 `json:"took_ms"`
+	// Omitted is how many refusals of the same host before this one aren't on record.
+	Omitted int `json:"omitted,omitempty"`
+}
+
+// call puts a call on record that is worth it.
+func (a *Audit) call(ctx context.Context, method string, start time.Time, req, resp any, err error) {
+	if a == nil {
+		return
+	}
+	policy, _ := PolicyOf(method)
+	code := status.Code(err)
+	refused := code == codes.Unauthenticated || code == codes.PermissionDenied
+	if !refused && !policy.Mutates {
+		return
+	}
+	caller := callerOf(ctx)
+	// In the clear nobody is known, and nobody a stranger.
+	stranger := caller.Why != nil && !errors.Is(caller.Why, errInClear)
+	e := audited{
+		Time: start.UTC(), Method: shortName(method), Who: caller.Identity.String(), From: "?", What: map[string]any{},
+		Code: code.String(), TookMS: float64(time.Since(start).Microseconds()) / 1000,
+	}
+	if caller.Identity != (pki.Identity{}) {
+		e.Role = pki.RoleWord(caller.Identity.Role)
+	}
+	addr := callersAddress(ctx)
+	if addr != nil {
+		e.From = addr.String()
+	}
+	if err != nil {
+		e.Reason = ReasonOf(err)
+	}
+	about(req, e.What)
+	if err == nil {
+		about(resp, e.What)
+	}
+	if !refused && (err == nil || !stranger) {
+		a.done.write(e)
+		a.log.Info().Str("method", e.Method).Str("who", e.Who).Str("from", e.From).Any("what", e.What).Str("code", e.Code).Msg("called")
+		return
+	}
+	var say bool
+	a.quiet.at(hostOf(addr), func(r *restraint) { say, e.Omitted = r.say(time.Now()) })
+	if say {
+		a.refused.write(e)
+		a.log.Warn().Str("method", e.Method).Str("who", e.Who).Str("from", e.From).Str("code", e.Code).
+			Str("reason", string(e.Reason)).Int("omitted", e.Omitted).Msg("refused")
+	}
+}
+
+// tellable are the fields that a record may have, of a message and of the messages in it: ids and sizes. No other field
+// is ever read, so that one which holds a secret needs nobody to think of it.
+func tellable(name protoreflect.Name) (top, nested bool) {
+	switch name {
+	case "agent_id", "node_id", "token_id", "request_id", "profile", "port", "storage_path", "memory_limit_mb", "role", "endpoint", "uses_left":
+		return true, true
+	case "name", "reason", "uses", "ttl", "epoch":
+		return true, false
+	default:
+		return false, false
+	}
+}
+
+// about adds to what is on record what a message tells of itself, and of the agent, node or token in it.
+func about(m any, what map[string]any) {
+	message, ok := m.(proto.Message)
+	if !ok || message == nil || !message.ProtoReflect().IsValid() {
+		return
+	}
+	message.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		top, _ := tellable(f.Name())
+		switch {
+		case top:
+			tell(f, v, what)
+		case f.Message() != nil && !f.IsList() && !f.IsMap() && (f.Name() == "agent" || f.Name() == "node" || f.Name() == "token"):
+			v.Message().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+				if _, nested := tellable(f.Name()); nested {
+					tell(f, v, what)
+				}
+				return true
+			})
+		}
+		return true
+	})
+}
+
+// tell adds one field. Bytes are never told.
+func tell(f protoreflect.FieldDescriptor, v protoreflect.Value, what map[string]any) {
+	switch {
+	case f.IsList(), f.IsMap():
+	case f.Kind() == protoreflect.StringKind:
+		text := v.String()
+		if len(text) > maxAudited {
+			text = text[:maxAudited] + " ..."
+		}
+		what[string(f.Name())] = text
+	case f.Kind() == protoreflect.EnumKind:
+		if word := f.Enum().Values().ByNumber(v.Enum()); word != nil {
+			what[string(f.Name())] = strings.ToLower(strings.TrimPrefix(string(word.Name()), "ROLE_"))
+		}
+	case f.Kind() == protoreflect.Uint32Kind, f.Kind() == protoreflect.Uint64Kind:
+		what[string(f.Name())] = v.Uint()
+	case f.Kind() == protoreflect.MessageKind:
+		if d, ok := v.Message().Interface().(*durationpb.Duration); ok {
+			what[string(f.Name())] = d.AsDuration().String()
+		}
+	}
+}
+
+// restraint keeps one host from filling the record of refusals.
+type restraint struct {
+	// full is when as many as a burst may come at once again.
+	full    time.Time
+	omitted int
+}
+
+// say tells whether another one may be on record now, and how many before it weren't.
+func (r *restraint) say(now time.Time) (say bool, omitted int) {
+	if r.full.Before(now) {
+		r.full = now
+	}
+	if r.full.Sub(now) > (refusedBurst-1)*refusedEvery {
+		r.omitted++
+		return false, 0
+	}
+	r.full = r.full.Add(refusedEvery)
+	omitted, r.omitted = r.omitted, 0
+	return true, omitted
+}
+
+// journal is a file of JSON lines that nobody but its owner can read. A line is written at once and whole, by one append;
+// so it is there as soon as its call is answered, whatever becomes of this process. It isn't synced: a host that loses its power
+// may lose the last seconds. A disk that is full fails no call.
+type journal struct {
+	path  string
+	limit int64
+	log   zerolog.Logger
+
+	file atomic.Pointer[os.File]
+	size atomic.Int64
+	// turning: the file is being put aside; others write to it meanwhile.
+	turning atomic.Bool
+	// lost counts the lines that couldn't be written since the last one that could.
+	lost atomic.Int64
+	// torn: the file may end in the middle of a line.
+	torn atomic.Bool
+}
+
+func openJournal(path string, limit int64, log zerolog.Logger) (*journal, error) {
+	j := &journal{path: path, limit: limit, log: log}
+	if err := j.open(); err != nil {
+		return nil, fmt.Errorf("open the record of calls: %w", err)
+	}
+	return j, nil
+}
+
+func (j *journal) open() error {
+	f, err := os.OpenFile(j.path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	last := make([]byte, 1)
+	if _, err := f.ReadAt(last, max(size-1, 0)); size > 0 && (err != nil || last[0] != '\n') {
+		j.torn.Store(true) // by a full disk, or a host that lost its power
+	}
+	j.size.Store(size)
+	if old := j.file.Swap(f); old != nil {
+		_ = old.Close() // who writes to it still can end; nothing is buffered
+	}
+	return nil
+}
+
+func (j *journal) close() error { return j.file.Load().Close() }
+
+// write appends a line.
+func (j *journal) write(line any) {
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(line)
+	if err == nil {
+		err = j.append(text.Bytes())
+	}
+	if err != nil {
+		if j.lost.Add(1) == 1 {
+			j.log.Error().Err(err).Str("file", j.path).
+				Msg("calls aren't on record, and are carried out all the same; free some space on the disk, and it goes on by itself")
+		}
+		return
+	}
+	if lost := j.lost.Swap(0); lost > 0 {
+		j.log.Warn().Int64("lost", lost).Str("file", j.path).Msg("calls are on record again")
+	}
+	if j.size.Load() > j.limit && j.turning.CompareAndSwap(false, true) {
+		if err := j.turn(); err != nil {
+			j.log.Error().Err(err).Str("file", j.path).Msg("the record of calls wasn't put aside, and grows")
+			j.size.Store(0) // tried again when it has grown by as much
+		}
+		j.turning.Store(false)
+	}
+}
+
+func (j *journal) append(line []byte) error {
+	torn := j.torn.CompareAndSwap(true, false)
+	if torn {
+		line = append([]byte{'\n'}, line...)
+	}
+	for {
+		file := j.file.Load()
+		n, err := file.Write(line)
+		j.size.Add(int64(n))
+		if 0 < n && n < len(line) || n == 0 && torn {
+			j.torn.Store(true)
+		}
+		if errors.Is(err, os.ErrClosed) && j.file.Load() != file {
+			continue // it was put aside in between
+		}
+		return err
+	}
+}
+
+// turn puts the file aside and begins another one. Each step leaves whole files under names that it goes on from.
+func (j *journal) turn() error {
+	for i := auditKept; i > 0; i-- {
+		older, newer := fmt.Sprintf("%s.%d", j.path, i), fmt.Sprintf("%s.%d", j.path, i-1)
+		if i == 1 {
+			newer = j.path
+		}
+		if err := os.Rename(newer, older); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return j.open()
+}

@@ -1,0 +1,330 @@
+package rpc
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/dynamicpb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc/pki"
+)
+
+// records reads a file of the record; each line must be whole.
+func records(t *testing.T, path string) []map[string]any {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []map[string]any
+	for line := range strings.Lines(string(data)) {
+		var one map[string]any
+		if err := json.Unmarshal([]byte(line), &one); err != nil || !strings.HasSuffix(line, "\n") {
+			t.Errorf("%s has the line %q: %v", path, line, err)
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+func openAudit(t *testing.T) (a *Audit, dir string, log *bytes.Buffer) {
+	t.Helper()
+	dir, log = t.TempDir(), &bytes.Buffer{}
+	a, err := OpenAudit(dir, zerolog.New(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = a.Close() }) // some are closed by then
+	return a, dir, log
+}
+
+// from is the context of a call of somebody; nil: a stranger.
+func from(id *pki.Identity, host string) *peer.Peer {
+	caller := Caller{CommonAuthInfo: credentials.CommonAuthInfo{}, Why: errors.New("it shows no certificate")}
+	if id != nil {
+		caller = Caller{Identity: *id, Expires: time.Now().Add(time.Hour)}
+	}
+	return &peer.Peer{Addr: &net.TCPAddr{IP: net.ParseIP(host), Port: 4711}, AuthInfo: caller}
+}
+
+func TestAuditSaysWhoDidWhat(t *testing.T) {
+	a, dir, _ := openAudit(t)
+	anna := pki.UserIdentity("g", "anna", sutrav1.Role_ROLE_OPERATOR)
+	known := peer.NewContext(t.Context(), from(&anna, "10.0.0.7"))
+	stranger := peer.NewContext(t.Context(), from(nil, "10.0.0.8"))
+	const spawn, list, enroll = sutrav1.GridMaster_SpawnNode_FullMethodName, sutrav1.GridMaster_ListNodes_FullMethodName, sutrav1.GridMaster_Enroll_FullMethodName
+	req := &sutrav1.SpawnNodeRequest{RequestId: "r1", AgentId: "a1", StoragePath: "/d\n", MemoryLimitMb: 64}
+	resp := &sutrav1.SpawnNodeResponse{Node: &sutrav1.Node{NodeId: "node-1", AgentId: "a1", Port: 5000, Reason: "prints anything"}}
+	start := time.Now()
+	a.call(known, spawn, start, req, resp, nil)
+	a.call(known, spawn, start, req, (*sutrav1.SpawnNodeResponse)(nil), Errorf(AgentFull, "full"))
+	a.call(known, list, start, &sutrav1.ListNodesRequest{}, nil, Errorf(Internal, "reads aren't on record"))
+	a.call(stranger, list, start, &sutrav1.ListNodesRequest{}, nil, Errorf(Unauthenticated, "who?"))
+	a.call(stranger, enroll, start, &sutrav1.EnrollRequest{TokenId: "t1", Name: "a1"}, nil, Invalid(Violation{"name", "is bad"}))
+	a.call(stranger, enroll, start, &sutrav1.EnrollRequest{TokenId: "t1", Name: "a1", Role: sutrav1.Role_ROLE_AGENT}, nil, nil)
+
+	var got []string
+	for _, file := range []string{auditFile, refusedFile} {
+		for _, r := range records(t, filepath.Join(dir, file)) {
+			if at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(r["time"])); err != nil || !at.Equal(start) || r["took_ms"] == nil {
+				t.Errorf("the time of %v: %v", r, err)
+			}
+			got = append(got, fmt.Sprint(file, " ", r["who"], " ", r["role"], " ", r["from"], " ", r["method"], " ", r["what"], " ", r["code"], " ", r["reason"]))
+		}
+	}
+	want := []string{
+		"audit.log user anna operator 10.0.0.7:4711 SpawnNode map[agent_id:a1 memory_limit_mb:64 node_id:node-1 port:5000 request_id:r1 storage_path:/d\n] OK <nil>",
+		"audit.log user anna operator 10.0.0.7:4711 SpawnNode map[agent_id:a1 memory_limit_mb:64 request_id:r1 storage_path:/d\n] ResourceExhausted AGENT_FULL",
+		"audit.log nobody <nil> 10.0.0.8:4711 Enroll map[name:a1 role:agent token_id:t1] OK <nil>",
+		"refused.log nobody <nil> 10.0.0.8:4711 ListNodes <nil> Unauthenticated UNAUTHENTICATED",
+		"refused.log nobody <nil> 10.0.0.8:4711 Enroll map[name:a1 token_id:t1] InvalidArgument INVALID_ARGUMENT",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("on record is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	for _, file := range []string{auditFile, refusedFile} {
+		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", file, info, err)
+		}
+	}
+}
+
+// fill gives each field of a message, and of those in it, a value that tells which it is of.
+func fill(m protoreflect.Message, path string, depth int) {
+	for i := range m.Descriptor().Fields().Len() {
+		f := m.Descriptor().Fields().Get(i)
+		at := path + "/" + string(f.Name())
+		switch {
+		case f.IsMap():
+		case f.IsList() && f.Kind() == protoreflect.BytesKind:
+			m.Mutable(f).List().Append(protoreflect.ValueOfBytes([]byte(at)))
+		case f.IsList() && f.Kind() == protoreflect.StringKind:
+			m.Mutable(f).List().Append(protoreflect.ValueOfString(at))
+		case f.IsList():
+		case f.Kind() == protoreflect.BytesKind:
+			m.Set(f, protoreflect.ValueOfBytes([]byte(at)))
+		case f.Kind() == protoreflect.StringKind:
+			m.Set(f, protoreflect.ValueOfString(at))
+		case f.Kind() == protoreflect.MessageKind && depth < 4:
+			fill(m.Mutable(f).Message(), at, depth+1)
+		}
+	}
+}
+
+// Of all that the contract's methods carry, a record has ids: no secret, no key, nothing that a node printed.
+func TestAuditTellsNoSecrets(t *testing.T) {
+	for _, file := range []protoreflect.FileDescriptor{sutrav1.File_sutra_v1_grid_master_proto, sutrav1.File_sutra_v1_grid_agent_proto} {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				for _, d := range []protoreflect.MessageDescriptor{methods.Get(j).Input(), methods.Get(j).Output()} {
+					m := dynamicpb.NewMessage(d)
+					fill(m, string(d.Name()), 0)
+					what := map[string]any{}
+					about(proto.Message(m), what)
+					for key := range what {
+						if !slices.Contains([]string{
+							"agent_id", "node_id", "token_id", "request_id", "profile", "port", "storage_path", "memory_limit_mb", "role",
+							"endpoint", "uses_left", "name", "reason", "uses", "ttl", "epoch",
+						}, key) {
+							t.Errorf("of %s a record has %s: %v", d.Name(), key, what[key])
+						}
+					}
+					if said := fmt.Sprint(what); strings.Contains(said, "secret") || strings.Contains(said, "certificate") || strings.Contains(said, "/node/reason") {
+						t.Errorf("of %s a record has %s", d.Name(), said)
+					}
+				}
+			}
+		}
+	}
+	what := map[string]any{}
+	about(&sutrav1.CreateTokenRequest{Ttl: durationpb.New(time.Hour), Uses: 2, Role: sutrav1.Role_ROLE_VIEWER}, what)
+	about(&sutrav1.SpawnNodeRequest{StoragePath: strings.Repeat("x", maxAudited+1)}, what)
+	if what["ttl"] != "1h0m0s" || what["role"] != "viewer" || len(what["storage_path"].(string)) > maxAudited+4 {
+		t.Errorf("a record has %.100v", what)
+	}
+}
+
+// A host that is refused all the time gets few lines, and keeps no other host from getting its own.
+func TestAuditRestrainsRefusals(t *testing.T) {
+	var r restraint
+	now := time.Now()
+	said := 0
+	for range 1000 {
+		if ok, _ := r.say(now); ok {
+			said++
+		}
+	}
+	if said != refusedBurst {
+		t.Errorf("%d of 1000 are on record at once, want %d", said, refusedBurst)
+	}
+	if ok, omitted := r.say(now.Add(refusedEvery)); !ok || omitted != 1000-refusedBurst {
+		t.Errorf("a second later: %v, omitted %d", ok, omitted)
+	}
+	if ok, omitted := r.say(now.Add(refusedEvery)); ok || omitted != 0 {
+		t.Errorf("at the same time once more: %v, omitted %d", ok, omitted)
+	}
+
+	a, dir, _ := openAudit(t)
+	for range 100 {
+		a.call(peer.NewContext(t.Context(), from(nil, "10.0.0.8")), "/any", time.Now(), nil, nil, Errorf(PermissionDenied, "no"))
+	}
+	a.call(peer.NewContext(t.Context(), from(nil, "10.0.0.9")), "/any", time.Now(), nil, nil, Errorf(PermissionDenied, "no"))
+	all := records(t, filepath.Join(dir, refusedFile))
+	// A second or two may pass meanwhile.
+	if last := all[len(all)-1]; len(all) > refusedBurst+30 || !strings.HasPrefix(fmt.Sprint(last["from"]), "10.0.0.9") {
+		t.Errorf("%d lines, the last of %v", len(all), last["from"])
+	}
+}
+
+func TestByAddressIsBounded(t *testing.T) {
+	var b byAddress[int]
+	for i := range 3 * maxAddresses {
+		b.at(hostOf(&net.TCPAddr{IP: net.IPv4(10, byte(i>>16), byte(i>>8), byte(i))}), func(n *int) { *n++ })
+	}
+	if len(b.known) != maxAddresses {
+		t.Errorf("%d addresses are known, want %d", len(b.known), maxAddresses)
+	}
+	if a, b := hostOf(&net.TCPAddr{IP: net.ParseIP("2001:db8::1")}), hostOf(&net.TCPAddr{IP: net.ParseIP("2001:db8::ffff:1"), Zone: "eth0"}); a != b || !a.IsValid() {
+		t.Errorf("two addresses of a network: %v and %v", a, b)
+	}
+	if a, b := hostOf(&net.TCPAddr{IP: net.ParseIP("::ffff:10.0.0.1")}), hostOf(&net.TCPAddr{IP: net.IPv4(10, 0, 0, 1)}); a != b {
+		t.Errorf("one address in two forms: %v and %v", a, b)
+	}
+}
+
+// Many write while the file is put aside again and again: each line is whole and in one file, and no more are kept than that.
+func TestJournalTurns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	j, err := openJournal(path, 16_000, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.close()
+	const writers, each = 8, 60
+	pad := strings.Repeat("x", 100)
+	var all sync.WaitGroup
+	for w := range writers {
+		all.Go(func() {
+			for i := range each {
+				j.write(map[string]any{"n": w*each + i, "pad": pad})
+			}
+		})
+	}
+	all.Wait()
+	seen := map[string]int{}
+	files, err := filepath.Glob(path + "*")
+	if err != nil || len(files) < 3 {
+		t.Errorf("after %d lines there are %v, %v", writers*each, files, err)
+	}
+	for _, name := range files {
+		for _, r := range records(t, name) {
+			seen[fmt.Sprint(r["n"])]++
+		}
+	}
+	if len(seen) != writers*each {
+		t.Errorf("%d lines of %d are there", len(seen), writers*each)
+	}
+	for n, times := range seen {
+		if times != 1 {
+			t.Errorf("line %s is there %d times", n, times)
+		}
+	}
+	for range 1000 {
+		j.write(map[string]any{"pad": pad})
+	}
+	if files, err = filepath.Glob(path + "*"); err != nil || len(files) != 1+auditKept {
+		t.Errorf("there are %v, %v", files, err)
+	}
+}
+
+// What a full disk cut off is one bad line, and no other; calls go on, and the log says it once.
+func TestJournalOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16k"); err != nil {
+		skip(t, "needs the right to mount: "+err.Error())
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	var log bytes.Buffer
+	j, err := openJournal(filepath.Join(dir, "j"), 1<<20, zerolog.New(&log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.close()
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 8<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pad := strings.Repeat("x", 300)
+	for range 100 {
+		j.write(map[string]any{"pad": pad})
+	}
+	if n := strings.Count(log.String(), "aren't on record"); n != 1 {
+		t.Errorf("the log says %d times that the disk is full:\n%s", n, log.String())
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	j.write(map[string]any{"after": 1})
+	if !strings.Contains(log.String(), "on record again") {
+		t.Errorf("the log:\n%s", log.String())
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "j"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := 0
+	lines := slices.Collect(strings.Lines(string(data)))
+	for _, line := range lines {
+		if !json.Valid([]byte(line)) {
+			bad++
+		}
+	}
+	if bad > 1 || lines[len(lines)-1] != "{\"after\":1}\n" {
+		t.Errorf("%d lines are bad, the last is %q", bad, lines[len(lines)-1])
+	}
+}
+
+// A record whose last line was cut off goes on with a line of its own.
+func TestJournalMendsATornLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	if err := os.WriteFile(path, []byte("{\"a\":1}\n{\"b\":"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := openJournal(path, 1<<20, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.close()
+	j.write(map[string]any{"c": 1})
+	j.write(map[string]any{"d": 1})
+	data, err := os.ReadFile(path)
+	if want := "{\"a\":1}\n{\"b\":\n{\"c\":1}\n{\"d\":1}\n"; err != nil || string(data) != want {
+		t.Errorf("the file has %q, %v; want %q", data, err, want)
+	}
+	if _, err := openJournal(filepath.Join(path, "x"), 1, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), "record of calls") {
+		t.Errorf("in no folder: %v", err)
+	}
+}
