@@ -20,6 +20,7 @@ import (
 
 	"github.com/sutra-grid/sutra/config"
 	"github.com/sutra-grid/sutra/roles/client"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // Main runs one command line and returns the process's exit code.
@@ -33,7 +34,7 @@ func Main(args []string, version string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	streams := &client.Streams{
-		Out: os.Stdout, Err: os.Stderr, OutTTY: isTerminal(os.Stdout), ErrTTY: isTerminal(os.Stderr),
+		Out: os.Stdout, Err: concealing{os.Stderr}, OutTTY: isTerminal(os.Stdout), ErrTTY: isTerminal(os.Stderr),
 		Color: os.Getenv("NO_COLOR") == "", Call: callName(args),
 	}
 	args = hideSecrets(args)
@@ -52,20 +53,45 @@ func hideSecrets(args []string) []string {
 		own[i] = strings.Clone(arg)
 	}
 	for i, arg := range args {
-		secret := ""
-		for _, flag := range []string{"--join-token", "--token"} {
-			if value, ok := strings.CutPrefix(arg, flag+"="); ok {
-				secret = value
-			} else if i > 0 && args[i-1] == flag {
-				secret = arg
-			}
-		}
-		// The words of os.Args are where the kernel has put them, and shows them from: this process's own memory, which may be written to.
-		if secret != "" && len(os.Args) > i && unsafe.StringData(os.Args[i]) == unsafe.StringData(arg) { //nolint:gosec // see above
-			clear(unsafe.Slice(unsafe.StringData(secret), len(secret))) //nolint:gosec // see above
+		secret := secretIn(own, i)
+		if secret > 0 && len(os.Args) > i && unsafe.StringData(os.Args[i]) == unsafe.StringData(arg) {
+			// The words of os.Args are where the kernel has put them, and shows them from.
+			hidden := arg[len(arg)-secret:]
+			clear(unsafe.Slice(unsafe.StringData(hidden), secret)) //nolint:gosec // the process's own memory, which may be written to
 		}
 	}
 	return own
+}
+
+// secretIn is how many of the last bytes of a word are a secret: the value of a flag that has one, with one dash or two, and
+// whatever looks like a token, wherever it was pasted.
+func secretIn(args []string, i int) int {
+	arg := args[i]
+	for _, flag := range []string{"join-token", "token"} {
+		for _, dashes := range []string{"-", "--"} {
+			if value, ok := strings.CutPrefix(arg, dashes+flag+"="); ok {
+				return len(value)
+			}
+			if i > 0 && args[i-1] == dashes+flag {
+				return len(arg)
+			}
+		}
+	}
+	if at := pki.HoldsToken(arg); at >= 0 {
+		return len(arg) - at
+	}
+	return 0
+}
+
+// concealing takes tokens out of what is written: no log and no error is to have one.
+type concealing struct{ io.Writer }
+
+// Write writes whole texts: a token that came in two pieces would be seen in part.
+func (c concealing) Write(text []byte) (int, error) {
+	if _, err := c.Writer.Write(pki.Conceal(text)); err != nil {
+		return 0, err
+	}
+	return len(text), nil
 }
 
 // callName is how the person calls the binary: "go run ." where that built it.
@@ -122,6 +148,9 @@ func app(streams *client.Streams, version string) *cli.App {
 	for _, c := range a.Commands {
 		c.OnUsageError = client.OnUsageError
 		c.Before = client.RefuseEmpty
+		if c.Name != "storage" { // a node, which has no secret of the grid's and may well leave a core file
+			c.Before = func(c *cli.Context) error { return errors.Join(hideMemory(), client.RefuseEmpty(c)) }
+		}
 	}
 	return a
 }

@@ -172,7 +172,7 @@ func tell(f protoreflect.FieldDescriptor, v protoreflect.Value, what map[string]
 		if len(text) > maxAudited {
 			text = text[:maxAudited] + " ..."
 		}
-		what[string(f.Name())] = text
+		what[string(f.Name())] = string(pki.Conceal([]byte(text)))
 	case f.Kind() == protoreflect.EnumKind:
 		if word := f.Enum().Values().ByNumber(v.Enum()); word != nil {
 			what[string(f.Name())] = strings.ToLower(strings.TrimPrefix(string(word.Name()), "ROLE_"))

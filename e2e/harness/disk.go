@@ -19,7 +19,7 @@ func SmallDisk(t testing.TB, dir string, mib int) {
 	}
 	err := unix.Mount("sutra-test", dir, "tmpfs", 0, fmt.Sprintf("size=%dm,mode=0700", mib))
 	if errors.Is(err, unix.EPERM) {
-		skip(t, "may not mount")
+		Skip(t, "may not mount")
 	}
 	if err != nil {
 		t.Fatalf("mount %s: %v", dir, err)

@@ -302,17 +302,18 @@ func Need(t testing.TB, programs ...string) {
 	for _, p := range programs {
 		if p == "root" {
 			if os.Getuid() != 0 {
-				skip(t, "needs root")
+				Skip(t, "needs root")
 			}
 			continue
 		}
 		if _, err := exec.LookPath(p); err != nil {
-			skip(t, p+" isn't installed")
+			Skip(t, p+" isn't installed")
 		}
 	}
 }
 
-func skip(t testing.TB, why string) {
+// Skip skips the test, which is a failure where SUTRA_TEST_NO_SKIP is set.
+func Skip(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv("SUTRA_TEST_NO_SKIP") != "" {
 		t.Fatalf("%s, and SUTRA_TEST_NO_SKIP forbids to skip", why)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 func (c *client) tokenCommand() *cli.Command {
@@ -116,10 +117,13 @@ func revokeToken(cctx *cli.Context, s *session) error {
 	if cctx.Args().Len() != 1 || cctx.Args().First() == "" {
 		return &UsageError{
 			Message: fmt.Sprintf("%s takes one token's id, behind its flags, and has %d words there", cctx.Command.HelpName, cctx.Args().Len()),
-			Hint:    "sutra token list shows the ids; a token itself is no id",
+			Hint:    "sutra token list shows the ids",
 		}
 	}
 	id := cctx.Args().First()
+	if token, err := pki.ParseToken(id); err == nil {
+		id = token.ID // what is to be revoked is plain, and the secret is nobody's business
+	}
 	response, err := s.master.RevokeToken(cctx.Context, &sutrav1.RevokeTokenRequest{TokenId: id})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/rs/xid"
@@ -92,3 +93,16 @@ func ParseToken(s string) (Token, error) {
 	}
 	return t, nil
 }
+
+var tokenText = regexp.MustCompile(tokenPrefix + ":[A-Za-z0-9_:-]+")
+
+// HoldsToken tells where in a text a token begins, or a piece of one; -1: nowhere.
+func HoldsToken(text string) int {
+	if found := tokenText.FindStringIndex(text); found != nil {
+		return found[0]
+	}
+	return -1
+}
+
+// Conceal takes tokens, and pieces of them, out of a text that others may see: people paste them in wrong places.
+func Conceal(text []byte) []byte { return tokenText.ReplaceAll(text, []byte(tokenPrefix+":(hidden)")) }
