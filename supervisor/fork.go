@@ -18,6 +18,11 @@ func start(s *Spec, bootID string) (*process, error) {
 		return nil, fmt.Errorf("open stdin: %w", err)
 	}
 	defer null.Close()
+	dir, err := OpenFolder(s.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("start %s in its directory: %w", s.Path, err)
+	}
+	defer dir.Close()
 	log, logStart, err := openLog(s.LogPath)
 	if err != nil {
 		return nil, err
@@ -32,17 +37,18 @@ func start(s *Spec, bootID string) (*process, error) {
 	pidfd := -1
 	attr := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	if group.unified != "" {
-		dir, err := os.Open(group.unified)
+		folder, err := os.Open(group.unified)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open control group: %w", err), group.remove())
 		}
-		defer dir.Close()
-		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+		defer folder.Close()
+		attr.UseCgroupFD, attr.CgroupFD = true, int(folder.Fd())
 	}
 	startedAt := time.Now()
 	forked := children.expect()
 	pid, err := group.forkExec(s.Path, append([]string{filepath.Base(s.Path)}, s.Args...), &syscall.ProcAttr{
-		Dir: s.Dir, Env: s.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd()}, Sys: attr,
+		// The child has the same descriptors until it executes its program.
+		Dir: fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), Env: s.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd()}, Sys: attr,
 	}, s.Limits)
 	if err != nil {
 		forked(0)
@@ -50,10 +56,6 @@ func start(s *Spec, bootID string) (*process, error) {
 			_ = unix.Close(pidfd)
 		}
 		_ = group.remove() // it was made for this process alone
-		// The fork's error doesn't say whether it is the directory or the binary that is missing.
-		if _, dirErr := os.Stat(s.Dir); dirErr != nil {
-			return nil, fmt.Errorf("start %s in its directory: %w", s.Path, dirErr)
-		}
 		return nil, fmt.Errorf("start %s: %w", s.Path, err)
 	}
 	forked(pid)

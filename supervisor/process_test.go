@@ -82,7 +82,7 @@ func TestStartErrors(t *testing.T) {
 	}{
 		"missing binary":     {func(s *Spec) { s.Path = "/missing/server" }, fs.ErrNotExist, "start /missing/server: "},
 		"not executable":     {func(s *Spec) { s.Path = s.LogPath }, fs.ErrPermission, "/log: permission denied"},
-		"missing directory":  {func(s *Spec) { s.Dir = "/missing/dir" }, fs.ErrNotExist, "stat /missing/dir: "},
+		"missing directory":  {func(s *Spec) { s.Dir = "/missing/dir" }, fs.ErrNotExist, "open /missing: "},
 		"missing log folder": {func(s *Spec) { s.LogPath = "/missing/log" }, fs.ErrNotExist, "open log: open /missing/log: "},
 		"log is a directory": {func(s *Spec) { s.LogPath = s.Dir }, unix.EISDIR, "open log: "},
 		"NUL in an argument": {func(s *Spec) { s.Args = []string{"a\x00b"} }, unix.EINVAL, "invalid argument"},

@@ -19,7 +19,7 @@ type Spec struct {
 	Args []string
 	// Env is the whole environment: nothing is inherited.
 	Env []string
-	// Dir is the working directory, absolute.
+	// Dir is the working directory, absolute. No part of the path may be a symbolic link when a process is started.
 	Dir string
 	// LogPath is the file that the process's stdout and stderr are appended to. It is a file and
 	// not a pipe, so that the process neither blocks nor dies with its supervisor.
