@@ -35,7 +35,7 @@ func start(s *Spec, bootID string) (*process, error) {
 	limited, before := group.limit(s.Limits), group.ooms()
 
 	pidfd := -1
-	attr := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
+	attr := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd, Credential: s.Credential}
 	if group.unified != "" {
 		folder, err := os.Open(group.unified)
 		if err != nil {
@@ -49,7 +49,7 @@ func start(s *Spec, bootID string) (*process, error) {
 	pid, err := group.forkExec(s.Path, append([]string{filepath.Base(s.Path)}, s.Args...), &syscall.ProcAttr{
 		// The child has the same descriptors until it executes its program.
 		Dir: fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), Env: s.Env, Files: []uintptr{null.Fd(), log.Fd(), log.Fd()}, Sys: attr,
-	}, s.Limits)
+	}, s)
 	if err != nil {
 		forked(0)
 		if pidfd >= 0 { // there was a process, and it was ended

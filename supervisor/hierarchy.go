@@ -205,7 +205,7 @@ func (h hierarchy) openOld(name string) (folder string, err error) {
 	if err := makeGroup(folder); err != nil {
 		return "", err
 	}
-	if err := visit([]string{folder}, []string{h.group}, func() error { return nil }); err != nil {
+	if err := visit([]string{folder}, []string{h.group}, false, func() error { return nil }); err != nil {
 		_ = removeGroup(folder) // it was made in vain
 		return "", err
 	}

@@ -13,20 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forkExec is syscall.ForkExec into a group and under limits, all of which hold before the program's first instruction.
+// forkExec is syscall.ForkExec into a group and under a spec's limits, all of which hold before the program's first instruction.
 // A descriptor joins the unified hierarchy only (attr has that). A v1 group is inherited from the thread that
-// forks, which therefore is in it for as long as that takes.
-func (g group) forkExec(path string, argv []string, attr *syscall.ProcAttr, l Limits) (pid int, err error) {
+// forks, which therefore is in it for as long as that takes. To have no new privileges is inherited, too, and for ever.
+func (g group) forkExec(path string, argv []string, attr *syscall.ProcAttr, s *Spec) (pid int, err error) {
 	old := g.old()
-	hold := l.OpenFiles > 0 || ownScore() != 0
-	if len(old) == 0 && !hold {
+	hold := s.Limits.OpenFiles > 0 || ownScore() != 0
+	if len(old) == 0 && !hold && !s.NoNewPrivileges {
 		return forkUnblocked(path, argv, attr)
 	}
 	homes := make([]string, len(old))
 	for i, dir := range old {
 		homes[i] = filepath.Dir(filepath.Dir(dir)) // the folder of the groups lies in this process's own
 	}
-	err = visit(old, homes, func() (err error) {
+	err = visit(old, homes, s.NoNewPrivileges, func() (err error) {
 		attr.Sys.Ptrace = hold
 		pid, err = forkUnblocked(path, argv, attr)
 		if hold && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS)) {
@@ -43,7 +43,7 @@ func (g group) forkExec(path string, argv []string, attr *syscall.ProcAttr, l Li
 			}
 			defer func() { _ = syscall.PtraceDetach(pid) }() // ESRCH: it has ended
 		}
-		if err = l.hold(pid); err != nil {
+		if err = s.Limits.hold(pid); err != nil {
 			_ = unix.Kill(pid, unix.SIGKILL) // ours: it isn't reaped yet
 			_, _ = unix.Wait4(pid, nil, 0, nil)
 		}
@@ -52,8 +52,37 @@ func (g group) forkExec(path string, argv []string, attr *syscall.ProcAttr, l Li
 	return pid, err
 }
 
-// visit calls f in a thread that is in v1 groups meanwhile, and sees it home afterwards.
-func visit(groups, homes []string, f func() error) error {
+// visit calls f in a thread that is in v1 groups meanwhile, and sees it home afterwards. One that is to have no new privileges
+// ends instead, as nothing gives them back to it.
+func visit(groups, homes []string, noNewPrivileges bool, f func() error) error {
+	return aside(func() (again bool, err error) {
+		entered := 0
+		for _, dir := range groups {
+			// 0 is the thread that writes, alone; any number would hold up all forks of the host.
+			if err = write(filepath.Join(dir, "tasks"), "0"); err != nil {
+				err = fmt.Errorf("join control group: %w", err)
+				break
+			}
+			entered++
+		}
+		if err == nil && noNewPrivileges {
+			if err = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+				err = fmt.Errorf("give up new privileges: %w", err)
+			}
+		}
+		if err == nil {
+			err = f()
+		}
+		again = !noNewPrivileges
+		for _, home := range homes[:entered] {
+			again = write(filepath.Join(home, "tasks"), "0") == nil && again // else something else would run in a unit's groups
+		}
+		return again, err
+	})
+}
+
+// aside calls f in a thread that nothing else runs in meanwhile, and that ends afterwards where it isn't to be used again.
+func aside(f func() (again bool, err error)) error {
 	done := make(chan error, 1)
 	var run func()
 	run = func() {
@@ -69,26 +98,10 @@ func visit(groups, homes []string, f func() error) error {
 			<-next
 			return
 		}
-		var err error
-		entered := 0
-		for _, dir := range groups {
-			// 0 is the thread that writes, alone; any number would hold up all forks of the host.
-			if err = write(filepath.Join(dir, "tasks"), "0"); err != nil {
-				err = fmt.Errorf("join control group: %w", err)
-				break
-			}
-			entered++
-		}
-		if err == nil {
-			err = f()
-		}
-		stranded := false
-		for _, home := range homes[:entered] {
-			stranded = write(filepath.Join(home, "tasks"), "0") != nil || stranded
-		}
-		if !stranded {
+		again, err := f()
+		if again {
 			runtime.UnlockOSThread()
-		} // else the thread ends with this goroutine: nothing else is to run in a unit's groups
+		} // else the thread ends with this goroutine
 		done <- err
 	}
 	go run()

@@ -77,11 +77,11 @@ func TestStrandedThreadEnds(t *testing.T) {
 	dir := group(wantedGroups(t, t.TempDir())).old()[0]
 	var tid int
 	note := func() error { tid = unix.Gettid(); return nil }
-	if err := visit([]string{dir}, []string{filepath.Join(dir, "missing")}, note); err != nil {
+	if err := visit([]string{dir}, []string{filepath.Join(dir, "missing")}, false, note); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "the thread's end", func() bool { return !exists(fmt.Sprintf("/proc/self/task/%d", tid)) })
-	if err := visit([]string{dir, filepath.Join(dir, "missing")}, []string{filepath.Dir(dir), ""}, note); !errors.Is(err, unix.ENOENT) {
+	if err := visit([]string{dir, filepath.Join(dir, "missing")}, []string{filepath.Dir(dir), ""}, false, note); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("error %v, want that there is no such group", err)
 	}
 	if got := pidsIn(dir); len(got) > 0 {
@@ -212,7 +212,7 @@ func TestLimitThatCannotBeSet(t *testing.T) {
 
 // A child that was killed before it could be held is like any other that ends early.
 func TestHeldChildIsKilled(t *testing.T) {
-	err := visit(nil, nil, func() error {
+	err := visit(nil, nil, false, func() error {
 		pid, err := syscall.ForkExec("/bin/sleep", []string{"sleep", "3600"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Ptrace: true}})
 		if err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,12 @@ type Spec struct {
 	Cgroups Cgroups
 	// Limits are what the unit's processes may use.
 	Limits Limits
+	// Credential is whom the unit's processes run as, which takes the right to become that; their log is opened before, as this
+	// process. nil: as this process.
+	Credential *syscall.Credential
+	// NoNewPrivileges keeps the unit's processes for ever from getting rights that their parent hasn't, by executing programs that
+	// are set-user-id, set-group-id or have capabilities: prctl(2), PR_SET_NO_NEW_PRIVS.
+	NoNewPrivileges bool
 	// Restart says when a crashed process is started again.
 	Restart Restart
 }
