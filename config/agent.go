@@ -49,6 +49,9 @@ type Agent struct {
 	DefaultMemoryMB uint64
 	// Profiles are the ways to run a storage server, by name. Invariant: "default" is among them.
 	Profiles map[string]Profile
+	// AllowedPaths are the folders within which a node may have a storage path of its choice, absolute and clean; nil: anywhere but in
+	// the home of Sutra. Nodes without such a path lie in the agent's home in any case.
+	AllowedPaths []string
 	// NodeLogBudgetMB is how much disk, in MiB, the log of one node may take, at least 1; LogBudgetMB how much all logs of
 	// the agent may, those of ended nodes with them. Defaults 64 and 1024. Invariant: LogBudgetMB >= NodeLogBudgetMB.
 	NodeLogBudgetMB, LogBudgetMB uint64
@@ -192,6 +195,8 @@ func readStorage(t *table, agent *Agent, dir string) {
 	}
 	agent.DefaultMemoryMB = uint64(t.whole("default_memory_mb", 512, 1, maxMemoryMB))
 
+	agent.AllowedPaths = readAllowed(t)
+
 	agent.Profiles = map[string]Profile{DefaultProfile: readProfile(t, DefaultProfile, dir)}
 	profiles := t.child("profiles")
 	for _, name := range profiles.names() {
@@ -203,6 +208,22 @@ func readStorage(t *table, agent *Agent, dir string) {
 		}
 		agent.Profiles[name] = profile
 	}
+}
+
+func readAllowed(t *table) []string {
+	const key = "allowed_paths"
+	list, ok := read[[]any](t, key, "a list of strings")
+	if !ok {
+		return nil
+	}
+	paths := t.strings(key, list)
+	for i, path := range paths {
+		if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
+			t.problem(key, "%.80q is no absolute path; write it from the root on, for example /data", path)
+		}
+		paths[i] = filepath.Clean(path)
+	}
+	return paths
 }
 
 func readLogs(t *table, agent *Agent) {

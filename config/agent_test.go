@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ func builtinArgs() []string {
 func defaultProfile() Profile {
 	return Profile{
 		Name: "default", Args: builtinArgs(), Ready: Ready{Kind: "tcp"}, ReadyTimeout: time.Hour, StopSignal: "TERM", StopGrace: 8 * time.Second,
-		Restart: "always", SuccessExitCodes: []int{0}, CPUWeight: 100,
+		Restart: "always", SuccessExitCodes: []int{0}, CPUWeight: 100, NoNewPrivileges: true,
 	}
 }
 
@@ -80,6 +81,9 @@ stop_grace_secs = 0
 restart = "never"
 success_exit_codes = []
 cpu_weight = 1
+run_as = "root:65532"
+no_new_privileges = false
+allowed_paths = ["/data//x/", "/"]
 base_port = 55536
 default_memory_mb = 1
 [storage.profiles.redis]
@@ -93,6 +97,8 @@ restart = "on-failure"
 success_exit_codes = [0, 143, 255]
 cpu_weight = 10000
 open_files = 1073741824
+run_as = "65531:65532"
+no_new_privileges = true
 [storage.profiles.bare]
 [logs]
 node_budget_mb = 1
@@ -107,18 +113,20 @@ metrics_listen = "127.0.0.1:0"
 	want := &Agent{
 		AgentID: "rack-1.host_2", MasterEndpoints: []string{"10.0.0.1:7001", "master:7000"},
 		AgentPort: 0, Advertise: "[fd00::5]:8001", Labels: map[string]string{"rack": "a", "zone.x": ""},
-		MaxNodes: 10000, BasePort: 55536, DefaultMemoryMB: 1, NodeLogBudgetMB: 1, LogBudgetMB: 1,
+		MaxNodes: 10000, BasePort: 55536, DefaultMemoryMB: 1, AllowedPaths: []string{"/data/x", "/"}, NodeLogBudgetMB: 1, LogBudgetMB: 1,
 		Profiles: map[string]Profile{
 			"default": {
 				Name: "default", StorageBinary: "/etc/sutra/server", Args: []string{},
 				Ready: Ready{Kind: "http", Arg: "/healthz?full=1"}, StopSignal: "INT",
 				Restart: "never", SuccessExitCodes: []int{}, CPUWeight: 1,
+				RunAs: &Account{Name: "root:65532", GID: 65532, Groups: []uint32{65532}},
 			},
 			"redis": {
 				Name: "redis", StorageBinary: "/usr/bin/redis-server",
 				Args:  []string{"{port}", `{"json": {}}`, "{storage_path}/{node_id}", "--mem={memory_mb}mb"},
 				Ready: Ready{Kind: "exec", Arg: "redis-cli ping"}, ReadyTimeout: 24 * time.Hour, StopSignal: "QUIT", StopGrace: time.Hour,
 				Restart: "on-failure", SuccessExitCodes: []int{0, 143, 255}, CPUWeight: 10000, OpenFiles: 1 << 30,
+				RunAs: &Account{Name: "65531:65532", UID: 65531, GID: 65532, Groups: []uint32{65532}}, NoNewPrivileges: true,
 			},
 			"bare": bare,
 		},
@@ -126,6 +134,28 @@ metrics_listen = "127.0.0.1:0"
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// Nowhere isn't the same as anywhere.
+func TestAllowedNowhere(t *testing.T) {
+	t.Parallel()
+	if got := mustParse(t, "[agent]\nagent_id = 'a'\n[storage]\nallowed_paths = []").AllowedPaths; got == nil || len(got) > 0 {
+		t.Errorf("allowed: %#v", got)
+	}
+}
+
+// A user who is named without a group has all of its groups, which are the same by its number.
+func TestRunAsOfAUser(t *testing.T) {
+	t.Parallel()
+	root := mustParse(t, "[agent]\nagent_id = 'a'\n[storage]\nrun_as = 'root'").Profiles["default"].RunAs
+	if root == nil || root.UID != 0 || root.GID != 0 || !slices.Contains(root.Groups, 0) {
+		t.Fatalf("root is %+v", root)
+	}
+	same := mustParse(t, "[agent]\nagent_id = 'a'\n[storage]\nrun_as = '0'").Profiles["default"].RunAs
+	same.Name = root.Name
+	if diff := cmp.Diff(root, same); diff != "" {
+		t.Errorf("by name and by number (-name +number):\n%s", diff)
 	}
 }
 
@@ -207,6 +237,17 @@ func TestRefused(t *testing.T) {
 		"great weight":    {id + "[storage.profiles.x]\ncpu_weight = 10001", "agent.toml:4: storage.profiles.x.cpu_weight: 10001 is out of range; allowed: 1 to 10000"},
 		"negative files":  {id + "[storage]\nopen_files = -1", "agent.toml:4: storage.open_files: -1 is out of range; allowed: 0 to 1073741824"},
 		"many files":      {id + "[storage]\nopen_files = 1073741825", "agent.toml:4: storage.open_files: 1073741825 is out of range; allowed: 0 to 1073741824"},
+		"unknown user":    {id + "[storage]\nrun_as = 'no-such-user'", `agent.toml:4: storage.run_as: there is no user "no-such-user" on this host; make one, or write "user" or "user:group", by name or number`},
+		"unknown group":   {id + "[storage]\nrun_as = 'root:no-such-group'", `agent.toml:4: storage.run_as: there is no group "no-such-group" on this host; make one, or write its number`},
+		"unknown id":      {id + "[storage]\nrun_as = '65531'", `agent.toml:4: storage.run_as: there is no user with the id 65531 on this host, whose groups it could have; write 65531:GROUP`},
+		"no id at all":    {id + "[storage]\nrun_as = '4294967295:0'", `agent.toml:4: storage.run_as: there is no user "4294967295" on this host`},
+		"half an account": {id + "[storage.profiles.x]\nrun_as = 'root:'", `agent.toml:4: storage.profiles.x.run_as: "root:" is half an account; write "user" or "user:group"`},
+		"id unquoted":     {id + "[storage]\nrun_as = 1000", `agent.toml:4: storage.run_as: is a whole number; must be a string`},
+		"privileges":      {id + "[storage]\nno_new_privileges = 1", `agent.toml:4: storage.no_new_privileges: is a whole number; must be true or false`},
+		"allowed path":    {id + "[storage]\nallowed_paths = ['/data', 'data']", `agent.toml:4: storage.allowed_paths: "data" is no absolute path; write it from the root on`},
+		"allowed text":    {id + "[storage]\nallowed_paths = '/data'", `agent.toml:4: storage.allowed_paths: is a string; must be a list of strings`},
+		"allowed number":  {id + "[storage]\nallowed_paths = [1]", `agent.toml:4: storage.allowed_paths: element 1 is a whole number; must be a string, in quotes`},
+		"allowed anew":    {id + "[storage.profiles.x]\nallowed_paths = []", `agent.toml:4: storage.profiles.x.allowed_paths: unknown key; it belongs in [storage]`},
 		"signal":          {id + "[storage]\nstop_signal = 'STOP'", `agent.toml:4: storage.stop_signal: unknown signal "STOP"; allowed: TERM, INT, QUIT, HUP, USR1, USR2, KILL`},
 		"policy":          {id + "[storage]\nrestart = 'on_failure'", `agent.toml:4: storage.restart: unknown policy "on_failure"; allowed: always, on-failure, never`},
 		"exit code":       {id + "[storage]\nsuccess_exit_codes = [0, 256]", "agent.toml:4: storage.success_exit_codes: element 2, 256, is out of range; allowed: 0 to 255"},

@@ -260,6 +260,15 @@ func (t *table) whole(key string, fallback, lowest, highest int64) int64 {
 	return n
 }
 
+// truth takes true or false; fallback where it is absent or bad.
+func (t *table) truth(key string, fallback bool) bool {
+	value, ok := read[bool](t, key, "true or false")
+	if !ok {
+		return fallback
+	}
+	return value
+}
+
 // port takes a port that needs no privilege, or 0 where anyFree says what it means.
 func (t *table) port(key string, fallback int, anyFree bool) int {
 	n, ok := read[int64](t, key, "a whole number")

@@ -42,6 +42,11 @@ type Profile struct {
 	CPUWeight int
 	// OpenFiles is how many files each process of a node may have open, at most 1073741824. Default 0: as many as the agent's own.
 	OpenFiles int
+	// RunAs is whom a node's processes run as. Default nil: as the agent.
+	RunAs *Account
+	// NoNewPrivileges keeps a node's processes from getting rights that they weren't started with. Default true: hardly a storage
+	// server needs a set-user-id program, and what takes one over is glad of any.
+	NoNewPrivileges bool
 }
 
 // Ready is a readiness probe.
@@ -75,7 +80,9 @@ func readProfile(t *table, name, dir string) Profile {
 		Restart:       text(t, "restart", "always", restart),
 		CPUWeight:     int(t.whole("cpu_weight", 100, 1, 10000)),
 		OpenFiles:     int(t.whole("open_files", 0, 0, 1<<30)),
+		RunAs:         text(t, "run_as", nil, account),
 
+		NoNewPrivileges:  t.truth("no_new_privileges", true),
 		SuccessExitCodes: t.wholes("success_exit_codes", []int{0}, 0, 255),
 	}
 }
