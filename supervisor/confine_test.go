@@ -1,14 +1,17 @@
 package supervisor
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -161,4 +164,59 @@ func copyFile(t *testing.T, from, to string) {
 	if err := out.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// As has a user's rights on files and makes files of that user, while the rest of this process goes on as it was.
+func TestAs(t *testing.T) {
+	user := stranger(t)
+	dir := t.TempDir()
+	shared, secret := filepath.Join(dir, "shared"), filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(shared, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(shared, 0, 65531); err != nil { // one of its further groups
+		t.Fatal(err)
+	}
+	for path, mode := range map[string]os.FileMode{filepath.Dir(dir): 0o711, dir: 0o711, shared: 0o770} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said := errors.New("said")
+	err := As(user, func() error {
+		if _, err := os.ReadFile(secret); !errors.Is(err, unix.EACCES) {
+			t.Errorf("reading a secret: %v", err)
+		}
+		if err := As(nil, func() error { return os.WriteFile(filepath.Join(shared, "new"), nil, 0o600) }); err != nil {
+			t.Error(err)
+		}
+		return said
+	})
+	if !errors.Is(err, said) {
+		t.Errorf("error %v, want what f returned", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(shared, "new"), &st); err != nil || st.Uid != user.Uid || st.Gid != user.Gid {
+		t.Errorf("it made a file of %d:%d (%v)", st.Uid, st.Gid, err)
+	}
+	// All threads that are there to be used, and more, each in one goroutine.
+	const many = 64
+	var all sync.WaitGroup
+	var there sync.WaitGroup
+	there.Add(many)
+	for range many {
+		all.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			there.Done()
+			there.Wait()
+			if _, err := os.ReadFile(secret); err != nil {
+				t.Errorf("this process has lost its rights: %v", err)
+			}
+		})
+	}
+	all.Wait()
 }
