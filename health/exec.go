@@ -32,8 +32,7 @@ const script = `trap 'kill -KILL 0' TERM; (cd "$2" && eval "$1") & wait $!`
 
 type execProbe struct {
 	command string
-	dir     string
-	env     []string
+	run     Run
 	// stuck is a process of an earlier check that outlives SIGKILL; 0 where there is none. Another check would add another.
 	stuck atomic.Int64
 }
@@ -48,20 +47,27 @@ func (p *execProbe) Check(ctx context.Context) error {
 	}
 	var out tail
 	// Without the context: its way to kill can come after the reaping, when the group's id may be another's.
-	cmd := exec.Command("/bin/sh", "-c", script, "sh", p.command, cmp.Or(p.dir, ".")) //nolint:noctx // the group is killed below
+	cmd := exec.Command("/bin/sh", "-c", script, "sh", p.command, cmp.Or(p.run.Dir, ".")) //nolint:noctx // the group is killed below
 	// Never nil, which would hand down this process's own environment.
-	cmd.Env = append([]string{}, p.env...)
+	cmd.Env = append([]string{}, p.run.Env...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	// Who waits for a command that hangs may be killed: nobody else would ever end it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGTERM, Credential: p.run.Credential}
 	cmd.WaitDelay = outputGrace
 	started, exited := make(chan error, 1), make(chan struct{})
 	go func() {
 		// The kernel goes by the death of the thread that forks: that isn't to end before the shell does.
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+		var err error
+		if !p.run.NoNewPrivileges {
+			defer runtime.UnlockOSThread()
+		} else { // which nothing takes from the thread again: it ends with this goroutine
+			err = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		}
 		defer close(exited)
-		err := cmd.Start()
+		if err == nil {
+			err = cmd.Start()
+		}
 		started <- err
 		if err == nil {
 			awaitExit(cmd.Process.Pid)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -23,13 +24,25 @@ type Probe interface {
 	Check(ctx context.Context) error
 }
 
+// Run is how the command of an "exec" probe is run; other kinds have no use for it.
+type Run struct {
+	// Dir is its folder; empty: this process's.
+	Dir string
+	// Env is its whole environment.
+	Env []string
+	// Credential is whom it runs as, which takes the right to become that; nil: as this process.
+	Credential *syscall.Credential
+	// NoNewPrivileges keeps it from getting rights that it wasn't started with, by set-user-id programs for example.
+	NoNewPrivileges bool
+}
+
 // NewProbe makes the probe of a kind:
 //
 //   - "tcp": addr accepts a connection. The kernel accepts for a process that
 //     hangs, so this says that the node has started, not that it works.
 //   - "http": a GET of arg, a path with an optional query, answers 2xx or 3xx; redirects aren't followed.
 //   - "grpc": grpc.health.v1 Check of the whole server answers SERVING, without TLS.
-//   - "exec": arg, run by /bin/sh -c in the folder dir with env as its whole environment, exits 0. It is
+//   - "exec": arg, run by /bin/sh -c as run says, exits 0. It is
 //     killed with its process group when the context ends, and when this process
 //     is killed, and what it left in its group is killed when it exits. One
 //     that can't be killed is left behind a second later, and while it lives
@@ -38,7 +51,7 @@ type Probe interface {
 //
 // addr is the node's host:port; "exec" and "none" don't look at it. An unknown
 // kind, or an arg or addr that the kind can't use, is an error.
-func NewProbe(kind, arg, addr, dir string, env []string) (Probe, error) {
+func NewProbe(kind, arg, addr string, run Run) (Probe, error) {
 	switch kind {
 	case "tcp", "http", "grpc":
 		if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
@@ -62,7 +75,7 @@ func NewProbe(kind, arg, addr, dir string, env []string) (Probe, error) {
 		if strings.TrimSpace(arg) == "" {
 			return nil, errors.New("exec probe: no command: name the one to run, as in exec:CMD")
 		}
-		return &execProbe{command: arg, dir: dir, env: env}, nil
+		return &execProbe{command: arg, run: run}, nil
 	case "none":
 		return noProbe{}, nil
 	default:

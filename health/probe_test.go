@@ -31,7 +31,7 @@ const patientProber = "SUTRA_TEST_PATIENT_PROBER"
 
 func TestMain(m *testing.M) {
 	if command := os.Getenv(patientProber); command != "" {
-		fmt.Fprintln(os.Stderr, (&execProbe{command: command, env: os.Environ()}).Check(context.Background()))
+		fmt.Fprintln(os.Stderr, (&execProbe{command: command, run: Run{Env: os.Environ()}}).Check(context.Background()))
 		os.Exit(1)
 	}
 	if os.Getenv(hangingServer) != "" {
@@ -60,7 +60,7 @@ func serveBoth() error {
 
 func newProbe(t *testing.T, kind, arg, addr string, env ...string) Probe {
 	t.Helper()
-	p, err := NewProbe(kind, arg, addr, t.TempDir(), env)
+	p, err := NewProbe(kind, arg, addr, Run{Dir: t.TempDir(), Env: env})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestNewProbeRefuses(t *testing.T) {
 		{"http", "/", "", "host:port"},
 		{"exec", " ", "", "no command"},
 	} {
-		_, err := NewProbe(tc.kind, tc.arg, tc.addr, "", nil)
+		_, err := NewProbe(tc.kind, tc.arg, tc.addr, Run{})
 		expectError(t, err, tc.says)
 	}
 }
@@ -298,7 +298,7 @@ func TestExecProbeThatCannotBeKilled(t *testing.T) {
 	for held, who := range []string{"the shell", "the command"} {
 		t.Run(who, func(t *testing.T) {
 			dir := t.TempDir()
-			p, err := NewProbe("exec", "test ! -e pids || exit 0; sleep 1000 & echo $$ $! >new; mv new pids; wait", "", dir, []string{"PATH=" + os.Getenv("PATH")})
+			p, err := NewProbe("exec", "test ! -e pids || exit 0; sleep 1000 & echo $$ $! >new; mv new pids; wait", "", Run{Dir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -470,7 +470,7 @@ func TestSocketDeadlineBeforeTheContextsOwnIsNamedTheSame(t *testing.T) {
 // The command sees the node's own folder, as the node does.
 func TestExecRunsInItsFolder(t *testing.T) {
 	dir := t.TempDir()
-	p, err := NewProbe("exec", "test -e ready", "", dir, nil)
+	p, err := NewProbe("exec", "test -e ready", "", Run{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -482,5 +482,34 @@ func TestExecRunsInItsFolder(t *testing.T) {
 	}
 	if err := p.Check(t.Context()); err != nil {
 		t.Errorf("not ready with its file there: %v", err)
+	}
+}
+
+// The command is run as the user that it is to be run as, and gets no rights besides where it isn't to. This process keeps its own.
+func TestExecRunsAsAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("SUTRA_TEST_NO_SKIP") != "" {
+			t.Fatal("only root can run something as another user")
+		}
+		t.Skip("only root can run something as another user")
+	}
+	for _, forbidden := range []bool{false, true} {
+		run := Run{Env: []string{"PATH=" + os.Getenv("PATH")}, Dir: "/", NoNewPrivileges: forbidden}
+		run.Credential = &syscall.Credential{Uid: 65533, Gid: 65532, Groups: []uint32{65532}}
+		const show = `echo "$(id -u) $(id -g) $(id -G) $(grep NoNewPrivs: /proc/self/status)"; exit 1`
+		for range 10 {
+			p, err := NewProbe("exec", show, "", run)
+			if err != nil {
+				t.Fatal(err)
+			}
+			expectError(t, check(t, p), fmt.Sprintf(`65533 65532 65532 NoNewPrivs:\t%d`, map[bool]int{true: 1}[forbidden]))
+		}
+	}
+	p, err := NewProbe("exec", `echo "$(id -u) $(grep NoNewPrivs: /proc/self/status)"; exit 1`, "", Run{Env: []string{"PATH=" + os.Getenv("PATH")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		expectError(t, check(t, p), `0 NoNewPrivs:\t0`)
 	}
 }

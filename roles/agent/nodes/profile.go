@@ -4,9 +4,11 @@ import (
 	"context"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +45,7 @@ func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, err
 		ID: n.GetNodeId(), Path: binary, Args: args, Env: append(m.environment(n), m.mark(n.GetNodeId())), Dir: n.GetStoragePath(), LogPath: e.files.log,
 		StopSignal: unix.SignalNum("SIG" + p.StopSignal), StopGrace: p.StopGrace, Mark: m.mark(n.GetNodeId()), Cgroups: m.cfg.Cgroups,
 		Limits:  supervisor.Limits{Memory: uint64(n.GetMemoryLimitMb()) << 20, CPUWeight: p.CPUWeight, OpenFiles: uint64(p.OpenFiles)},
-		Restart: restartOf(p),
+		Restart: restartOf(p), Credential: credential(p), NoNewPrivileges: p.NoNewPrivileges,
 	}
 	if p.Ready.Kind == "none" {
 		return spec, nil
@@ -58,6 +60,14 @@ func (m *Manager) spec(e *entry, p profile, binary string) (supervisor.Spec, err
 	return spec, nil
 }
 
+// credential is whom a profile's nodes run as; nil: as the agent.
+func credential(p profile) *syscall.Credential {
+	if p.RunAs == nil || int(p.RunAs.UID) == os.Geteuid() && int(p.RunAs.GID) == os.Getegid() {
+		return nil
+	}
+	return &syscall.Credential{Uid: p.RunAs.UID, Gid: p.RunAs.GID, Groups: p.RunAs.Groups}
+}
+
 // restartOf is when a profile's nodes are started again. One without a policy is for ever.
 func restartOf(p profile) supervisor.Restart {
 	r := supervisor.DefaultRestart()
@@ -69,7 +79,9 @@ func restartOf(p profile) supervisor.Restart {
 func (m *Manager) probe(n *sutrav1.Node, p profile) (health.Probe, error) {
 	// The node is asked on this host: what its clients reach may lie behind a translated address.
 	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(n.GetPort())))
-	return health.NewProbe(p.Ready.Kind, p.Ready.Arg, addr, n.GetStoragePath(), m.environment(n))
+	return health.NewProbe(p.Ready.Kind, p.Ready.Arg, addr, health.Run{
+		Dir: n.GetStoragePath(), Env: m.environment(n), Credential: credential(p), NoNewPrivileges: p.NoNewPrivileges,
+	})
 }
 
 // environment is all that a node's process finds in its environment beside its mark: nothing of the agent's own leaks into
