@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrDir is in the error of a start whose directory couldn't be opened.
+var ErrDir = errors.New("go to its directory")
+
 // OpenFolder opens a folder, no part of whose absolute path may be a symbolic link: it lies where its path says, whoever has put
 // something else on the way since that was looked at. The descriptor names the folder, and nothing can be read from it.
 func OpenFolder(path string) (*os.File, error) {

@@ -20,7 +20,7 @@ func start(s *Spec, bootID string) (*process, error) {
 	defer null.Close()
 	dir, err := OpenFolder(s.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("start %s in its directory: %w", s.Path, err)
+		return nil, fmt.Errorf("start %s: %w: %w", s.Path, ErrDir, err)
 	}
 	defer dir.Close()
 	log, logStart, err := openLog(s.LogPath)

@@ -70,6 +70,9 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 	if err := keepDescriptors(); err != nil {
 		return nil, err
 	}
+	if err := mayRunAs(cfg.File.Profiles); err != nil {
+		return nil, err
+	}
 	id := cfg.File.AgentID
 	dir := filepath.Join(cfg.Home, "agents", id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -148,7 +151,7 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 	}
 	a.nodes, err = nodes.New(nodes.Config{
 		Cgroups: groups, Home: home,
-		Agent: a.self, Host: nodeHost, Dir: dir, BasePort: file.BasePort, Profiles: file.Profiles, Builtin: a.cfg.Binary,
+		Agent: a.self, Host: nodeHost, Dir: dir, BasePort: file.BasePort, Profiles: file.Profiles, AllowedPaths: file.AllowedPaths, Builtin: a.cfg.Binary,
 		NodeLogBudget: int64(file.NodeLogBudgetMB) << 20, LogBudget: int64(file.LogBudgetMB) << 20,
 		CheckEvery: file.HealthCheckInterval, Metrics: nodes.NewMetrics(a.registry), Log: a.cfg.Log,
 	})

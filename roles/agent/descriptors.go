@@ -54,11 +54,11 @@ func mostOpenFiles() (uint64, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
 		return 0, fmt.Errorf("ask for the limit of open files: %w", err)
 	}
-	var caps [2]unix.CapUserData // of which the first has the capability
-	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0]); err != nil {
-		return 0, fmt.Errorf("ask for this process's rights: %w", err)
+	all, err := rights()
+	if err != nil {
+		return 0, err
 	}
-	if caps[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+	if all&(1<<unix.CAP_SYS_RESOURCE) == 0 {
 		return own.Max, nil
 	}
 	data, err := os.ReadFile("/proc/sys/fs/nr_open") // beyond which nobody comes

@@ -22,7 +22,7 @@ import (
 	"github.com/sutra-grid/sutra/supervisor"
 )
 
-// Config is what the manager runs nodes with. All fields are needed but Metrics and the log budgets.
+// Config is what the manager runs nodes with. All fields are needed but Metrics, AllowedPaths and the log budgets.
 type Config struct {
 	// Agent says the limits that nodes are admitted by: agent_id, max_nodes, memory_total_mb, default_memory_mb.
 	Agent *sutrav1.Agent
@@ -36,6 +36,8 @@ type Config struct {
 	BasePort int
 	// Profiles by name; "default" is among them.
 	Profiles map[string]config.Profile
+	// AllowedPaths are the folders within which a storage path may lie that isn't the node's own; nil: anywhere but in Home.
+	AllowedPaths []string
 	// Builtin is the sutra binary itself, which profiles without a binary run.
 	Builtin string
 	// CheckEvery is the time from one check of a running node to the next.
@@ -126,7 +128,10 @@ func New(cfg Config) (*Manager, error) {
 		cfg: cfg, wanted: wanted(filepath.Join(cfg.Dir, "wanted")), dirty: make(chan struct{}, 1), entries: map[string]*entry{},
 		gone: map[string]uint64{}, erasing: map[string]chan struct{}{},
 	}
-	var err error
+	err := m.openWays()
+	if err != nil {
+		return nil, err
+	}
 	if m.units, err = supervisor.New((*journal)(m), m.happened); err != nil {
 		return nil, err
 	}
@@ -252,7 +257,7 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.files, err = prepare(e.id, e.spec.GetStoragePath(), m.logPath(e.id)); err != nil {
+	if e.files, err = m.prepare(e.id, e.spec.GetStoragePath(), profile); err != nil {
 		return nil, err
 	}
 	m.logs.Watch(e.id)
@@ -275,6 +280,9 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 		return nil, err
 	}
 	unit, err = m.units.Start(spec)
+	if errors.Is(err, supervisor.ErrDir) { // it was there a moment ago
+		return nil, pathUnusable(e.spec.GetStoragePath(), err, profile.RunAs)
+	}
 	if err != nil {
 		hint := "correct storage_binary of profile %s in the agent's file, and restart the agent"
 		if errors.Is(err, supervisor.ErrLimit) {

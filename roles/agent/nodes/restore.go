@@ -167,7 +167,7 @@ func (m *Manager) stopStrays(id string) {
 // nameless is a node that nothing is known of but its id.
 func (m *Manager) nameless(id string) *sutrav1.Node {
 	return &sutrav1.Node{
-		NodeId: id, AgentId: m.cfg.Agent.GetAgentId(), StoragePath: filepath.Join(m.cfg.Dir, "data", id), Desired: sutrav1.Desired_DESIRED_RUNNING,
+		NodeId: id, AgentId: m.cfg.Agent.GetAgentId(), StoragePath: m.ownFolder(id), Desired: sutrav1.Desired_DESIRED_RUNNING,
 	}
 }
 
