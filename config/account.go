@@ -90,5 +90,5 @@ func groupID(name string) (uint32, error) {
 // number reads a user's or a group's id. The highest stands for none.
 func number(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
-	return uint32(n), err == nil && uint32(n) != ^uint32(0)
+	return uint32(n), err == nil && n != 1<<32-1
 }

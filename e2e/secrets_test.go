@@ -94,13 +94,13 @@ func TestSecretsAreKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.token("the host's token", string(local), left)
-	make := func(name, file string, args ...string) string {
+	mint := func(name, file string, args ...string) string {
 		token := strings.TrimSpace(g.MustRun(append([]string{"token", "create", "--uses", "9"}, args...)...))
 		s.token(name, token, file)
 		return token
 	}
 	inFile := filepath.Join(g.Dir, "token")
-	byFlag, byEnv, byFile, mine := make("a flag", ""), make("a variable", ""), make("a file", inFile), make("a person's", "", "--role", "viewer")
+	byFlag, byEnv, byFile, mine := mint("a flag", ""), mint("a variable", ""), mint("a file", inFile), mint("a person's", "", "--role", "viewer")
 	if err := os.WriteFile(inFile, []byte(byFile), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func hideSecrets(args []string) []string {
 	}
 	for i, arg := range args {
 		secret := secretIn(own, i)
-		if secret > 0 && len(os.Args) > i && unsafe.StringData(os.Args[i]) == unsafe.StringData(arg) {
+		if secret > 0 && len(os.Args) > i && unsafe.StringData(os.Args[i]) == unsafe.StringData(arg) { //nolint:gosec // only compared
 			// The words of os.Args are where the kernel has put them, and shows them from.
 			hidden := arg[len(arg)-secret:]
 			clear(unsafe.Slice(unsafe.StringData(hidden), secret)) //nolint:gosec // the process's own memory, which may be written to

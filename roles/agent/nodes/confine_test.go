@@ -44,7 +44,7 @@ func openRoot(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
 	for _, dir := range []string{filepath.Dir(root), root} {
-		if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // that is what it is for
+		if err := os.Chmod(dir, 0o711); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -308,7 +308,7 @@ func TestStorageOfAnotherUser(t *testing.T) {
 func TestBinaryOfAnotherUser(t *testing.T) {
 	needRoot(t)
 	secret := filepath.Join(openRoot(t), "server")
-	if err := os.WriteFile(secret, []byte("#!/bin/sh\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+	if err := os.WriteFile(secret, []byte("#!/bin/sh\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	hidden := filepath.Join(makeDir(t, filepath.Join(t.TempDir(), "hidden")), "server")
