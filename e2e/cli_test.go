@@ -228,7 +228,7 @@ func TestTerminal(t *testing.T) {
 	g.StartMaster()
 	g.StartAgent("a1", badProfiles)
 	// It logs as every agent does, and is then refused: its id is taken.
-	second := harness.Binary(t) + " agent --config " + filepath.Join(g.Dir, "a1.toml") + " --home " + filepath.Join(g.Dir, "elsewhere")
+	second := harness.Binary(t) + " agent --config " + filepath.Join(g.Dir, "a1.toml") + " --home " + filepath.Join(g.Dir, "elsewhere") + " --join-token " + g.Token()
 	terminal := func(command string, env ...string) string {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), "script", "--quiet", "--return", "--command", command, "/dev/null")
