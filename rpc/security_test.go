@@ -341,6 +341,9 @@ func TestExpelEndsTheConnectionsOfTheBanned(t *testing.T) {
 	var ban atomic.Bool
 	m := beats()
 	s := secure(t, m, func(id pki.Identity) error {
+		if id == (pki.Identity{}) {
+			t.Error("nobody may be banned")
+		}
 		if ban.Load() && id.Name == "agent-001" {
 			return errors.New("by user admin")
 		}
@@ -381,6 +384,22 @@ func TestExpelEndsTheConnectionsOfTheBanned(t *testing.T) {
 	ban.Store(false)
 	if err := beat(t.Context(), s.client); err != nil {
 		t.Errorf("after the ban: %v", err)
+	}
+}
+
+// Nobody calls when the credentials are replaced: it is the next call that has to close the connection made with the old ones.
+func TestRenewalClosesAnIdleConnection(t *testing.T) {
+	checkLeaks(t)
+	s := secure(t, beats(), nil)
+	for range 3 {
+		if err := beat(t.Context(), s.client); err != nil {
+			t.Fatal(err)
+		}
+		renew(t, s.Authority, pki.AgentIdentity(gridID, "agent-001"), s.agent)
+	}
+	await(t, "the earlier connections are closed", func() bool { return s.open.Load() == 1 })
+	if s.accepted.Load() != 3 {
+		t.Errorf("%d connections, want 3", s.accepted.Load())
 	}
 }
 
@@ -610,8 +629,8 @@ func TestWhoAnswersATLSCall(t *testing.T) {
 			"can't reach the master at AT: what listens there closed the connection at once, as a grid without --insecure does to those who call with it", "", 4,
 		},
 		"a server without identity": {serves(&pki.Holder{}), nil, MasterUnreachable, "can't reach the master at AT: it broke off the handshake, as one does that has no identity in a grid yet", "", 4},
-		"a web server":              {raw(says("HTTP/1.1 400 Bad Request\r\n\r\n")), nil, MasterUnreachable, "what listens there doesn't speak TLS", "", 4},
-		"SSH":                       {raw(says("SSH-2.0-OpenSSH_9.6\r\n")), nil, MasterUnreachable, "what listens there doesn't speak TLS", "", 4},
+		"a web server":              {raw(says("HTTP/1.1 400 Bad Request\r\n\r\n")), nil, MasterUnreachable, "what listens there doesn't speak TLS: it is another service, or a grid with --insecure", "", 4},
+		"SSH":                       {raw(says("SSH-2.0-OpenSSH_9.6\r\n")), nil, MasterUnreachable, "what listens there doesn't speak TLS: it is another service, or a grid with --insecure", "", 4},
 		"one who closes at once":    {raw(func(net.Conn) {}), nil, MasterUnreachable, "can't reach the master at AT: what listens there closed the connection at once", "", 4},
 		"a web server with TLS":     {raw(shakes(&tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}})), nil, MasterUnreachable, "can't reach the master at AT: what listens there doesn't speak gRPC", "", 4},
 		"one without protocols":     {raw(shakes(&tls.Config{Certificates: []tls.Certificate{pair}})), nil, MasterUnreachable, "can't reach the master at AT: what listens there doesn't speak gRPC", "", 4},
@@ -640,6 +659,9 @@ func TestWhoAnswersATLSCall(t *testing.T) {
 			err := listAgents(t.Context(), sutrav1.NewGridMasterClient(channel))
 			wantError(t, err, c.reason, strings.ReplaceAll(c.message, "AT", there.endpoint))
 			e := AsError(err)
+			if strings.Contains(e.Message, "--insecure") != strings.Contains(c.message, "--insecure") {
+				t.Errorf("--insecure is spoken of, or isn't: %q", e.Message)
+			}
 			if hint := strings.ReplaceAll(c.hint, "AT", there.endpoint); !strings.Contains(e.Hint, hint) || strings.HasPrefix(c.message, "can't reach") && strings.Contains(e.Message, "desc =") {
 				t.Errorf("hint %q, want %q", e.Hint, hint)
 			}
