@@ -40,6 +40,10 @@ var policies = sync.OnceValue(func() map[string]Policy {
 			}
 		}
 	}
+	// Reflection says of the contract what everybody could read, and yet it is a way to look around.
+	for _, service := range []string{"grpc.reflection.v1", "grpc.reflection.v1alpha"} {
+		all["/"+service+".ServerReflection/ServerReflectionInfo"] = Policy{Timeout: 5 * time.Second, Roles: []sutrav1.Role{sutrav1.Role_ROLE_ADMIN}}
+	}
 	return all
 })
 

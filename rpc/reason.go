@@ -33,6 +33,7 @@ const (
 	MemoryOverCommitted Reason = "MEMORY_OVER_COMMITTED"
 	DiskFull            Reason = "DISK_FULL"
 	MessageTooLarge     Reason = "MESSAGE_TOO_LARGE"
+	TooManyRequests     Reason = "TOO_MANY_REQUESTS"
 
 	NodeStillLive    Reason = "NODE_STILL_LIVE"
 	NodeEnded        Reason = "NODE_ENDED"
@@ -77,6 +78,7 @@ func Codes() map[Reason]codes.Code {
 		MemoryOverCommitted: codes.ResourceExhausted,
 		DiskFull:            codes.ResourceExhausted,
 		MessageTooLarge:     codes.ResourceExhausted,
+		TooManyRequests:     codes.ResourceExhausted,
 		NodeStillLive:       codes.FailedPrecondition,
 		NodeEnded:           codes.FailedPrecondition,
 		BinaryUnusable:      codes.FailedPrecondition,

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -38,6 +39,8 @@ type Caller struct {
 	Why      error
 	// Expires is when the certificate ends.
 	Expires time.Time
+	// calls counts those of a stranger; nil where it is none.
+	calls *atomic.Int32
 }
 
 // AuthType is how gRPC calls this.
@@ -102,14 +105,28 @@ func newAdmission(g Guard) *admission {
 // ServerHandshake finds out who calls.
 func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := a.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	atDoor, _ := raw.(*guest) // always, but for tests that serve by themselves
 	shown, ok := info.(credentials.TLSInfo)
-	if err != nil || !ok {
+	if !ok {
+		if atDoor != nil {
+			err = atDoor.welcome(pki.Identity{})
+		}
 		return conn, info, err
 	}
 	caller := Caller{CommonAuthInfo: shown.CommonAuthInfo}
 	caller.Identity, caller.Why = a.guard.Credentials.PeerOf(shown.State)
 	if caller.Why == nil {
 		caller.Expires = shown.State.PeerCertificates[0].NotAfter
+		if atDoor != nil {
+			if err := atDoor.welcome(caller.Identity); err != nil {
+				return nil, nil, err
+			}
+		}
+	} else {
+		caller.calls = new(atomic.Int32)
 	}
 	k := &known{Conn: conn, raw: raw, caller: caller.Identity, gone: a.forget}
 	a.mu.Lock()

@@ -13,7 +13,11 @@ import (
 	"github.com/rs/zerolog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // answerTime is what is kept of a call's time for its answer, so that a caller learns what is the matter instead of
@@ -28,12 +32,25 @@ const (
 	streamDrainTime = 500 * time.Millisecond
 )
 
+const (
+	// maxHeaders bounds what is read of a call's headers.
+	maxHeaders = 16 << 10
+	// maxStreams is how many calls one connection may have at once. A master has one to each agent, for all of its callers.
+	maxStreams = 4096
+	// maxStreamsOfOne is how many streams, logs that are followed, one identity may have, over all of its connections. Each is
+	// one of those that the master has to an agent.
+	maxStreamsOfOne = 256
+)
+
 // Server is a gRPC server with the grid's limits.
 type Server struct {
 	*grpc.Server
 	log       zerolog.Logger
 	security  Guard
 	admission *admission
+	door      *door
+	attempts  byAddress[attempts]
+	streams   perIdentity
 	// stopping is closed when the server begins to stop.
 	stopping chan struct{}
 	stopOnce sync.Once
@@ -43,7 +60,7 @@ type Server struct {
 
 // NewServer makes a server. Services are registered by the caller; m may be nil.
 func NewServer(log zerolog.Logger, m *Metrics, g Guard) *Server {
-	s := &Server{log: log, security: g, admission: newAdmission(g), stopping: make(chan struct{})}
+	s := &Server{log: log, security: g, admission: newAdmission(g), door: newDoor(log), stopping: make(chan struct{})}
 	unary := []grpc.UnaryServerInterceptor{s.guard}
 	stream := []grpc.StreamServerInterceptor{s.guardStream}
 	if m != nil {
@@ -54,13 +71,29 @@ func NewServer(log zerolog.Logger, m *Metrics, g Guard) *Server {
 		grpc.Creds(s.admission),
 		grpc.ChainUnaryInterceptor(unary...),
 		grpc.ChainStreamInterceptor(stream...),
+		grpc.InTapHandle(s.tap),
 		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(10*time.Second), // a handshake that dawdles holds no place
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		// Half of what callers keep to, so that a ping which comes early isn't an offence.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 	)
+	reflection.Register(s.Server)
 	return s
+}
+
+// Serve serves a listener until Stop or GracefulStop.
+func (s *Server) Serve(l net.Listener) error { return s.Server.Serve(guarding{l, s.door}) }
+
+// tap bounds the calls of strangers before anything is read of them. It is called by the connection's reader, and doesn't
+// wait.
+func (s *Server) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	if calls := callerOf(ctx).calls; calls != nil && calls.Add(1) > strangerCalls {
+		return nil, Errorf(TooManyRequests, "more than %d calls without saying who it is", strangerCalls)
+	}
+	return ctx, nil
 }
 
 // guard gives each call its method's deadline even where the caller set none, turns a panic into INTERNAL
@@ -80,10 +113,26 @@ func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		}
 		s.security.Audit.call(ctx, info.FullMethod, start, req, resp, err)
 	}()
-	if refused := s.security.authorize(info.FullMethod, callerOf(ctx), req, start); refused != nil {
+	caller := callerOf(ctx)
+	if refused := s.security.authorize(info.FullMethod, caller, req, start); refused != nil {
 		return nil, refused
 	}
-	return handler(ctx, req)
+	if caller.calls == nil {
+		return handler(ctx, req)
+	}
+	// A stranger that may call at all wants an identity.
+	host, wait := hostOf(callersAddress(ctx)), time.Duration(0)
+	s.attempts.at(host, func(a *attempts) { wait = a.begin(start) })
+	if wait > 0 {
+		e := Errorf(TooManyRequests, "too many attempts from %s to be given an identity have failed; the next one is heard in %s", host, wait.Round(time.Second/10)).
+			WithHint("wait that long, and try again")
+		e.RetryAfter = wait
+		return nil, e
+	}
+	if resp, err = handler(ctx, req); !Refused(err) {
+		s.attempts.at(host, func(a *attempts) { a.succeeded(time.Now()) })
+	}
+	return resp, err
 }
 
 // Expel ends the connections of those who are banned by now.
@@ -137,7 +186,48 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	if refused := s.security.authorize(info.FullMethod, callerOf(ctx), nil, start); refused != nil {
 		return refused
 	}
+	id := callerOf(ctx).Identity
+	if !s.streams.begin(id) {
+		return Errorf(TooManyRequests, "%s has %d streams open already", id, maxStreamsOfOne).WithHint("end some of them")
+	}
+	defer s.streams.end(id)
 	return handler(srv, guarded{stream, ctx})
+}
+
+// perIdentity counts what each identity has open.
+type perIdentity struct {
+	mu   sync.Mutex // guards open
+	open map[pki.Identity]int
+}
+
+// begin tells whether an identity may have one more. A master passes on what others want, and nobody isn't one: neither is bounded.
+func (p *perIdentity) begin(id pki.Identity) bool {
+	if unbounded(id) {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open[id] >= maxStreamsOfOne {
+		return false
+	}
+	if p.open == nil {
+		p.open = map[pki.Identity]int{}
+	}
+	p.open[id]++
+	return true
+}
+
+func unbounded(id pki.Identity) bool { return id == (pki.Identity{}) || id.Kind == pki.Master }
+
+func (p *perIdentity) end(id pki.Identity) {
+	if unbounded(id) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open[id]--; p.open[id] <= 0 {
+		delete(p.open, id)
+	}
 }
 
 // guarded is a stream whose context ends with the server, too.

@@ -1,0 +1,362 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc/pki"
+)
+
+// fakeConn is a connection from a host, which may send as much as it likes.
+type fakeConn struct {
+	net.Conn
+	from   net.Addr
+	closed atomic.Int32
+}
+
+func (c *fakeConn) RemoteAddr() net.Addr        { return c.from }
+func (c *fakeConn) Read(p []byte) (int, error)  { return len(p), nil }
+func (c *fakeConn) Close() error                { c.closed.Add(1); return nil }
+func (c *fakeConn) Write(p []byte) (int, error) { return len(p), nil }
+
+func arrive(d *door, host byte) (*fakeConn, *guest) {
+	c := &fakeConn{from: &net.TCPAddr{IP: net.IPv4(10, 0, host>>4, host), Port: 1}}
+	g, _ := d.admit(c).(*guest)
+	return c, g
+}
+
+// One more than a host may have ends its oldest; those of other hosts stay, and those that are known.
+func TestDoorEndsTheOldestStranger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		d := newDoor(zerolog.New(&log))
+		other, _ := arrive(d, 2)
+		friend, g := arrive(d, 1)
+		if err := g.welcome(pki.AgentIdentity("g", "a1")); err != nil {
+			t.Fatal(err)
+		}
+		var all []*fakeConn
+		for range maxStrangersOfHost + 3 {
+			c, _ := arrive(d, 1)
+			all = append(all, c)
+		}
+		for i, c := range all {
+			if want := i < 3; (c.closed.Load() > 0) != want {
+				t.Errorf("connection %d of %d is ended: %v, want %v", i, len(all), !want, want)
+			}
+		}
+		if other.closed.Load()+friend.closed.Load() > 0 {
+			t.Error("somebody else's connection was ended")
+		}
+		if n := strings.Count(log.String(), "oldest were ended"); n != 1 {
+			t.Errorf("the log says it %d times", n)
+		}
+		time.Sleep(strangerTime + time.Second)
+		synctest.Wait()
+		if all[len(all)-1].closed.Load() == 0 || other.closed.Load() == 0 {
+			t.Error("a stranger stays for ever")
+		}
+		if friend.closed.Load() > 0 {
+			t.Error("one that is known was ended as a stranger")
+		}
+		if d.strangers.Len() != 0 || len(d.hosts) != 0 {
+			t.Errorf("%d strangers of %d hosts are remembered", d.strangers.Len(), len(d.hosts))
+		}
+		_ = g.Close()
+		if len(d.known) != 0 {
+			t.Errorf("remembered are %v", d.known)
+		}
+		if err := g.welcome(pki.AgentIdentity("g", "a1")); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("one that has gone is welcome: %v", err)
+		}
+	})
+}
+
+func TestDoorBoundsAllStrangers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDoor(zerolog.Nop())
+		first, _ := arrive(d, 0)
+		var guests []*guest
+		for i := range maxStrangers {
+			_, g := arrive(d, byte(1+i%200))
+			guests = append(guests, g)
+		}
+		if d.strangers.Len() != maxStrangers || first.closed.Load() == 0 {
+			t.Errorf("there are %d strangers, want %d; the first is ended: %v", d.strangers.Len(), maxStrangers, first.closed.Load() > 0)
+		}
+		for _, g := range guests {
+			_ = g.Close()
+		}
+	})
+}
+
+func TestDoorBoundsWhatStrangersSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDoor(zerolog.Nop())
+		read := func(g *guest, n int) (err error) {
+			buf := make([]byte, 1<<10)
+			for range n {
+				if _, err = g.Read(buf); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		conn, g := arrive(d, 1)
+		if err := read(g, strangerBytes>>10); err != nil {
+			t.Errorf("within what it may send: %v", err)
+		}
+		if err := read(g, 1); !errors.Is(err, errTooMuch) || conn.closed.Load() == 0 {
+			t.Errorf("beyond: %v", err)
+		}
+		_, g = arrive(d, 1)
+		if err := g.welcome(pki.AgentIdentity("g", "a1")); err != nil {
+			t.Fatal(err)
+		}
+		if err := read(g, strangerBytes>>8); err != nil {
+			t.Errorf("one that is known: %v", err)
+		}
+		_ = g.Close()
+	})
+}
+
+func TestDoorBoundsOneIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDoor(zerolog.Nop())
+		eve, anna := pki.UserIdentity("g", "eve", sutrav1.Role_ROLE_VIEWER), pki.UserIdentity("g", "anna", sutrav1.Role_ROLE_VIEWER)
+		var guests []*guest
+		for range maxConnections {
+			_, g := arrive(d, 1)
+			if err := g.welcome(eve); err != nil {
+				t.Fatal(err)
+			}
+			guests = append(guests, g)
+		}
+		_, one := arrive(d, 1)
+		if err := one.welcome(eve); err == nil {
+			t.Error("there is no limit")
+		}
+		_ = one.Close()
+		_, two := arrive(d, 1)
+		if err := two.welcome(anna); err != nil {
+			t.Errorf("another one: %v", err)
+		}
+		_ = guests[0].Close()
+		_ = guests[0].Close() // counts once
+		_, three := arrive(d, 1)
+		if err := three.welcome(eve); err != nil {
+			t.Errorf("in the place of one that went: %v", err)
+		}
+		_, four := arrive(d, 1)
+		if err := four.welcome(eve); err == nil {
+			t.Error("one that went counted twice")
+		}
+	})
+}
+
+func TestAttemptsBackOff(t *testing.T) {
+	now := time.Now()
+	var a attempts
+	for i := range freeAttempts {
+		if wait := a.begin(now); wait != 0 {
+			t.Fatalf("attempt %d waits %s", i, wait)
+		}
+	}
+	var waits []time.Duration
+	for range 9 {
+		if wait := a.begin(now); wait != 0 {
+			t.Fatalf("one that has waited waits %s more", wait)
+		}
+		wait := a.begin(now)
+		waits = append(waits, wait)
+		now = now.Add(wait)
+	}
+	want := []time.Duration{1, 2, 4, 8, 16, 32, 60, 60, 60}
+	for i := range want {
+		if waits[i] != want[i]*time.Second {
+			t.Errorf("pauses are %v, want %v seconds", waits, want)
+			break
+		}
+	}
+	// A success in between takes nothing off what failed.
+	if a.begin(now) != 0 {
+		t.Fatal("it waits")
+	}
+	a.succeeded(now)
+	if a.begin(now) != 0 || a.begin(now) != lastWait {
+		t.Error("after a success the pause begins anew")
+	}
+	now = now.Add(lastWait + attemptsForgotten + time.Second)
+	if a.begin(now) != 0 || a.begin(now) != 0 {
+		t.Error("nothing is ever forgotten")
+	}
+	// Any number may succeed.
+	var good attempts
+	for range 10 * freeAttempts {
+		if wait := good.begin(now); wait != 0 {
+			t.Fatalf("good ones wait %s", wait)
+		}
+		good.succeeded(now)
+	}
+}
+
+// vouched is a server of a grid of its own, and what its identities are made with.
+func vouched(t *testing.T, m *master) (r *running, own func(pki.Identity) func() []*pki.Credentials) {
+	t.Helper()
+	authority, err := pki.OpenAuthority(t.TempDir(), "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	make := func(id pki.Identity) *pki.Credentials {
+		c, err := authority.Own(id, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	var held pki.Holder
+	held.Set(make(pki.MasterIdentity("g", "m")))
+	srv := NewServer(zerolog.Nop(), nil, Guard{Credentials: &held})
+	sutrav1.RegisterGridMasterServer(srv, m)
+	return serve(t, srv, anyPort), func(id pki.Identity) func() []*pki.Credentials {
+		c := make(id)
+		return func() []*pki.Credentials { return []*pki.Credentials{c} }
+	}
+}
+
+// dialAs is a bare connection of somebody; nil: of nobody.
+func dialAs(t *testing.T, r *running, own func() []*pki.Credentials) *grpc.ClientConn {
+	t.Helper()
+	config := pki.ClientTLS(func() []*pki.Credentials { return nil }, pki.Peer{})
+	if own != nil {
+		config = pki.ClientTLS(own, pki.Peer{Kind: pki.Master})
+	} else {
+		config.VerifyConnection = nil
+	}
+	cc, err := grpc.NewClient("passthrough:///"+r.endpoint, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cc.Close() })
+	return cc
+}
+
+func TestStrangersHaveFewCalls(t *testing.T) {
+	r, own := vouched(t, &master{})
+	stranger := sutrav1.NewGridMasterClient(dialAs(t, r, nil))
+	var last error
+	for i := range strangerCalls + 1 {
+		last = listAgents(t.Context(), stranger)
+		if want := i < strangerCalls; (status.Code(last) == codes.Unauthenticated) != want {
+			t.Fatalf("call %d: %v", i, last)
+		}
+	}
+	if status.Code(last) != codes.ResourceExhausted {
+		t.Errorf("one more: %v", last)
+	}
+	viewer := sutrav1.NewGridMasterClient(dialAs(t, r, own(pki.UserIdentity("g", "vera", sutrav1.Role_ROLE_VIEWER))))
+	for i := range 3 * strangerCalls {
+		if err := listAgents(t.Context(), viewer); err != nil {
+			t.Fatalf("call %d of one that is known: %v", i, err)
+		}
+	}
+}
+
+func TestFailedAttemptsWait(t *testing.T) {
+	r, own := vouched(t, &master{})
+	var waits error
+	for range freeAttempts + 2 { // each on a connection of its own: it is the host that counts
+		_, waits = sutrav1.NewGridMasterClient(dialAs(t, r, nil)).Enroll(t.Context(), &sutrav1.EnrollRequest{})
+		if code := status.Code(waits); code != codes.Unimplemented && code != codes.ResourceExhausted {
+			t.Fatal(waits)
+		}
+	}
+	wantError(t, waits, TooManyRequests, "too many attempts from 127.0.0.1")
+	if e := AsError(waits); e.RetryAfter <= 0 || e.RetryAfter > firstWait {
+		t.Errorf("it is to wait %s", e.RetryAfter)
+	}
+	_, err := sutrav1.NewGridMasterClient(dialAs(t, r, own(pki.AgentIdentity("g", "a1")))).Renew(t.Context(), &sutrav1.RenewRequest{})
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("one that is known waits, too: %v", err)
+	}
+}
+
+func TestReflectionIsForAdmins(t *testing.T) {
+	r, own := vouched(t, &master{})
+	for role, want := range map[sutrav1.Role]codes.Code{
+		sutrav1.Role_ROLE_UNSPECIFIED: codes.Unauthenticated, sutrav1.Role_ROLE_OPERATOR: codes.PermissionDenied, sutrav1.Role_ROLE_ADMIN: codes.OK,
+	} {
+		var credentials func() []*pki.Credentials
+		if role != sutrav1.Role_ROLE_UNSPECIFIED {
+			credentials = own(pki.UserIdentity("g", "u", role))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		stream, err := grpc_reflection_v1.NewServerReflectionClient(dialAs(t, r, credentials)).ServerReflectionInfo(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = stream.Send(&grpc_reflection_v1.ServerReflectionRequest{ // what it comes to, Recv says
+			MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_ListServices{},
+		})
+		answer, err := stream.Recv()
+		if status.Code(err) != want || want == codes.OK && !strings.Contains(answer.String(), "sutra.v1.GridMaster") {
+			t.Errorf("%s: %v, %v", role, answer, err)
+		}
+		cancel()
+	}
+}
+
+// One identity has so many streams, over all of its connections; others have their own.
+func TestStreamsOfOneIdentity(t *testing.T) {
+	var p perIdentity
+	eve, anna, m := pki.UserIdentity("g", "eve", sutrav1.Role_ROLE_VIEWER), pki.UserIdentity("g", "anna", sutrav1.Role_ROLE_VIEWER), pki.MasterIdentity("g", "m")
+	for i := range maxStreamsOfOne {
+		if !p.begin(eve) || !p.begin(m) {
+			t.Fatalf("stream %d is refused", i)
+		}
+	}
+	if p.begin(eve) || !p.begin(anna) || !p.begin(m) || !p.begin(pki.Identity{}) {
+		t.Error("the limit isn't that of one identity")
+	}
+	p.end(eve)
+	if !p.begin(eve) || p.begin(eve) {
+		t.Error("a stream that has ended counts")
+	}
+}
+
+// A connection that says nothing, or too slowly, is ended, and calls go on meanwhile.
+func TestSlowHandshakes(t *testing.T) {
+	r, own := vouched(t, &master{})
+	var silent []net.Conn
+	for range 2 * maxStrangersOfHost {
+		c, err := net.Dial("tcp", r.endpoint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		silent = append(silent, c)
+	}
+	if err := listAgents(t.Context(), sutrav1.NewGridMasterClient(dialAs(t, r, own(pki.UserIdentity("g", "vera", sutrav1.Role_ROLE_VIEWER))))); err != nil {
+		t.Errorf("a call meanwhile: %v", err)
+	}
+	await(t, "no more are open than may be", func() bool { return r.open.Load() <= maxStrangersOfHost+1 })
+	_ = silent[0].SetReadDeadline(time.Now().Add(patience))
+	if _, err := silent[0].Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, io.EOF) && !strings.Contains(err.Error(), "reset") {
+		t.Errorf("the oldest: %v", err)
+	}
+}
