@@ -202,8 +202,10 @@ func TestAttemptsBackOff(t *testing.T) {
 		t.Error("after a success the pause begins anew")
 	}
 	now = now.Add(lastWait + attemptsForgotten + time.Second)
-	if a.begin(now) != 0 || a.begin(now) != 0 {
-		t.Error("nothing is ever forgotten")
+	for range 2 {
+		if a.begin(now) != 0 {
+			t.Error("nothing is ever forgotten")
+		}
 	}
 	// Any number may succeed.
 	var good attempts
@@ -222,7 +224,7 @@ func vouched(t *testing.T, m *master) (r *running, own func(pki.Identity) func()
 	if err != nil {
 		t.Fatal(err)
 	}
-	make := func(id pki.Identity) *pki.Credentials {
+	issue := func(id pki.Identity) *pki.Credentials {
 		c, err := authority.Own(id, time.Hour)
 		if err != nil {
 			t.Fatal(err)
@@ -230,11 +232,11 @@ func vouched(t *testing.T, m *master) (r *running, own func(pki.Identity) func()
 		return c
 	}
 	var held pki.Holder
-	held.Set(make(pki.MasterIdentity("g", "m")))
+	held.Set(issue(pki.MasterIdentity("g", "m")))
 	srv := NewServer(zerolog.Nop(), nil, Guard{Credentials: &held})
 	sutrav1.RegisterGridMasterServer(srv, m)
 	return serve(t, srv, anyPort), func(id pki.Identity) func() []*pki.Credentials {
-		c := make(id)
+		c := issue(id)
 		return func() []*pki.Credentials { return []*pki.Credentials{c} }
 	}
 }
@@ -348,7 +350,7 @@ func TestSlowHandshakes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		t.Cleanup(func() { _ = c.Close() }) // the server may have done so
 		silent = append(silent, c)
 	}
 	if err := listAgents(t.Context(), sutrav1.NewGridMasterClient(dialAs(t, r, own(pki.UserIdentity("g", "vera", sutrav1.Role_ROLE_VIEWER))))); err != nil {
