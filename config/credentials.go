@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Credentials is the file with this account's identity in a grid, under credentials/ of a home.
@@ -27,3 +29,19 @@ func AllCredentials(home string) []string {
 
 // JoinToken is the file with the token that a master leaves for the agents of its host.
 func JoinToken(home string) string { return filepath.Join(home, "credentials", "join-token") }
+
+// DevHome is what the names of the temporary homes of `sutra dev` begin with, in the folder for temporary files.
+const DevHome = "sutra-dev-"
+
+// DevCredentials are the files with identities in the temporary homes of this account, and of no other.
+func DevCredentials() []string {
+	homes, _ := filepath.Glob(filepath.Join(os.TempDir(), DevHome+"*")) // the pattern is right
+	var all []string
+	for _, home := range homes {
+		var st unix.Stat_t
+		if unix.Lstat(home, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&0o077 == 0 && int(st.Uid) == os.Geteuid() {
+			all = append(all, AllCredentials(home)...)
+		}
+	}
+	return all
+}

@@ -95,6 +95,10 @@ func TestNoMaster(t *testing.T) {
 		args   []string
 	}
 	cases := []wrong{
+		{
+			6, "UNTRUSTED_PEER", []string{"it is agent a1, where a master was expected"},
+			[]string{"status", "--master", agents.GetAgents()[0].GetEndpoint(), "--home", elsewhere.Home},
+		},
 		{5, "TIMED_OUT", []string{"the master at " + silent + " didn't answer in time", port(silent)}, []string{"status", "--master", silent}},
 		{5, "TIMED_OUT", []string{silent, "didn't answer in time", "--timeout 300ms"}, []string{"--timeout", "300ms", "status", "--master", silent}},
 		{5, "TIMED_OUT", []string{silent, "may still start", "--request-id"}, []string{"--timeout", "300ms", "spawn", "--master", silent}},
@@ -108,8 +112,8 @@ func TestNoMaster(t *testing.T) {
 		})
 	}
 	for at, why := range map[string]string{
-		hangsUp: "closed the connection at once", banner: "doesn't speak gRPC", webAt: "doesn't speak gRPC", h2.Addr().String(): "doesn't speak gRPC",
-		bare.Addr().String(): "is another gRPC service", agents.GetAgents()[0].GetEndpoint(): "is another gRPC service",
+		hangsUp: "closed the connection at once", h2.Addr().String(): "closed the connection at once",
+		banner: "doesn't speak TLS", webAt: "doesn't speak TLS", bare.Addr().String(): "doesn't speak TLS",
 	} {
 		for _, verb := range []string{"status", "spawn", "stop -n x"} {
 			args := strings.Fields(verb)

@@ -221,11 +221,11 @@ func (s *session) dial(cctx *cli.Context) error {
 		s.channel = rpc.Master(s.endpoint, nil, nil)
 		return nil
 	}
-	all, err := credentials(s.home)
+	all, files, err := credentials(s.home)
 	if err != nil {
 		return err
 	}
-	all = s.renewed(cctx, all)
+	all = s.renewed(cctx, all, files)
 	s.channel = rpc.Master(s.endpoint, func() []*pki.Credentials { return all }, nil)
 	return nil
 }

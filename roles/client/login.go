@@ -89,25 +89,31 @@ func accountName() string {
 	return name
 }
 
-// credentials reads the identities that this account has, one a grid.
-func credentials(home string) ([]*pki.Credentials, error) {
-	var all []*pki.Credentials
+// credentials reads the identities that this account has, one a grid, with the files they are from; those of a grid that runs
+// for a first look with them.
+func credentials(home string) (all []*pki.Credentials, files map[*pki.Credentials]string, err error) {
+	files = map[*pki.Credentials]string{}
 	for _, path := range config.AllCredentials(home) {
 		c, err := pki.Load(path)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // removed at this moment
 		}
 		if err != nil {
-			return nil, rpc.Errorf(rpc.Unauthenticated, "%v", err).
+			return nil, nil, rpc.Errorf(rpc.Unauthenticated, "%v", err).
 				WithHint("mend the file; or remove it, and start this host's master again, or sutra login")
 		}
-		all = append(all, c)
+		all, files[c] = append(all, c), path
 	}
-	return all, nil
+	for _, path := range config.DevCredentials() {
+		if c, err := pki.Load(path); err == nil { // else it is about to come or to go
+			all, files[c] = append(all, c), path
+		}
+	}
+	return all, files, nil
 }
 
 // renewed renews those of the credentials that are due and whose grid this master's is. What can't be renewed is used as it is.
-func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials) []*pki.Credentials {
+func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials, files map[*pki.Credentials]string) []*pki.Credentials {
 	for i, c := range all {
 		now := time.Now()
 		if now.Before(c.RenewAt()) {
@@ -132,7 +138,7 @@ func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials) []*pki.Cred
 			continue
 		}
 		all[i] = again
-		_ = again.Save(config.Credentials(s.home, again.Identity.Grid)) // else it is renewed again the next time
+		_ = again.Save(files[c]) // else it is renewed again the next time
 	}
 	return all
 }

@@ -15,13 +15,10 @@ import (
 	"github.com/sutra-grid/sutra/roles/agent"
 )
 
-// temporary is how the temporary homes are named.
-const temporary = "sutra-dev-"
-
 // clearAbandoned ends what a dev that was killed left running in its temporary home, and removes that. What can't be
 // cleared away is told of, and left.
 func clearAbandoned(ctx context.Context, cfg Config) {
-	homes, _ := filepath.Glob(filepath.Join(os.TempDir(), temporary+"*")) // the pattern is right
+	homes, _ := filepath.Glob(filepath.Join(os.TempDir(), config.DevHome+"*")) // the pattern is right
 	for _, home := range homes {
 		if !abandoned(home) {
 			continue

@@ -183,7 +183,7 @@ func credentials(home string) (func() []*pki.Credentials, error) {
 
 func makeHome(given string) (home string, passing bool, err error) {
 	if given == "" {
-		home, err = os.MkdirTemp("", temporary)
+		home, err = os.MkdirTemp("", config.DevHome)
 		if err != nil {
 			return "", false, fmt.Errorf("make a temporary home: %w", err)
 		}
