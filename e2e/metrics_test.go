@@ -2,12 +2,16 @@ package e2e_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +26,37 @@ import (
 // fetch gets a page.
 func fetch(t *testing.T, url string) (code int, body string) {
 	t.Helper()
-	resp, err := http.Get(url)
+	return fetchAs(t, http.DefaultClient, url)
+}
+
+// reader is an HTTP client with an identity of the grid, made of its file alone, as Prometheus and others take it.
+func reader(t *testing.T, file, grid string) *http.Client {
+	t.Helper()
+	own, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(data)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{own}, RootCAs: roots, ServerName: grid}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+// admin is a reader with the identity that the master has left.
+func admin(t *testing.T, g *harness.Grid) *http.Client {
+	t.Helper()
+	_, grid := g.Authority()
+	return reader(t, filepath.Join(g.Home, "credentials", grid+".pem"), grid)
+}
+
+func fetchAs(t *testing.T, client *http.Client, url string) (code int, body string) {
+	t.Helper()
+	resp, err := client.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,9 +69,9 @@ func fetch(t *testing.T, url string) (code int, body string) {
 }
 
 // series reads a /metrics page: values by what stands before them.
-func series(t *testing.T, at string) map[string]float64 {
+func series(t *testing.T, g *harness.Grid, at string) map[string]float64 {
 	t.Helper()
-	code, body := fetch(t, "http://"+at+"/metrics")
+	code, body := fetchAs(t, admin(t, g), "https://"+at+"/metrics")
 	if code != http.StatusOK {
 		t.Fatalf("/metrics of %s: %d\n%s", at, code, body)
 	}
@@ -68,9 +102,9 @@ func wantSeries(got, want map[string]float64) error {
 }
 
 // promtool lets Prometheus's own linter read a page.
-func promtool(t *testing.T, at string) {
+func promtool(t *testing.T, g *harness.Grid, at string) {
 	t.Helper()
-	_, body := fetch(t, "http://"+at+"/metrics")
+	_, body := fetchAs(t, admin(t, g), "https://"+at+"/metrics")
 	cmd := exec.Command("promtool", "check", "metrics")
 	cmd.Stdin = strings.NewReader(body)
 	if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
@@ -101,10 +135,10 @@ func TestMetrics(t *testing.T) {
 		if code, body := fetch(t, "http://"+at+"/healthz"); code != http.StatusOK || body != "ok\n" {
 			t.Errorf("/healthz of %s: %d %q", at, code, body)
 		}
-		if code, _ := fetch(t, "http://"+at+"/other"); code != http.StatusNotFound {
+		if code, _ := fetchAs(t, admin(t, g), "https://"+at+"/other"); code != http.StatusNotFound {
 			t.Errorf("/other of %s: %d", at, code)
 		}
-		resp, err := http.Post("http://"+at+"/metrics", "text/plain", strings.NewReader("x"))
+		resp, err := admin(t, g).Post("https://"+at+"/metrics", "text/plain", strings.NewReader("x"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,20 +200,20 @@ func TestMetrics(t *testing.T) {
 		`grpc_client_handled_total` + handled("GridMaster", "RegisterAgent", "OK"): 1,
 	}
 	// What agents tell of comes with their beats.
-	harness.Await(t, "the master's metrics", func() error { return wantSeries(series(t, g.HTTP), master) })
-	harness.Await(t, "the agent's metrics", func() error { return wantSeries(series(t, agentHTTP), own) })
+	harness.Await(t, "the master's metrics", func() error { return wantSeries(series(t, g, g.HTTP), master) })
+	harness.Await(t, "the agent's metrics", func() error { return wantSeries(series(t, g, agentHTTP), own) })
 	beats := `sutra_heartbeats_received_total{outcome="ok"}`
 	sent := `sutra_heartbeats_sent_total{outcome="ok"}`
-	before, sentBefore := series(t, g.HTTP)[beats], series(t, agentHTTP)[sent]
+	before, sentBefore := series(t, g, g.HTTP)[beats], series(t, g, agentHTTP)[sent]
 	harness.Await(t, "more heartbeats", func() error {
-		if now, sentNow := series(t, g.HTTP)[beats], series(t, agentHTTP)[sent]; now <= before || sentNow <= sentBefore {
+		if now, sentNow := series(t, g, g.HTTP)[beats], series(t, g, agentHTTP)[sent]; now <= before || sentNow <= sentBefore {
 			return fmt.Errorf("received %v, then %v; sent %v, then %v", before, now, sentBefore, sentNow)
 		}
 		return nil
 	})
 	harness.Await(t, "what the node uses", func() error {
 		labels := fmt.Sprintf(`{node_id=%q,profile="sleep"}`, crashed.GetNodeId())
-		now := series(t, agentHTTP)
+		now := series(t, g, agentHTTP)
 		for name, least := range map[string]float64{"sutra_node_cpu_seconds_total": 1e-6, "sutra_node_memory_bytes": 1 << 16, "sutra_node_disk_bytes": 1} {
 			if v, ok := now[name+labels]; !ok || v < least {
 				return fmt.Errorf("%s%s is %v (there: %v)", name, labels, v, ok)
@@ -187,11 +221,11 @@ func TestMetrics(t *testing.T) {
 		}
 		return nil
 	})
-	promtool(t, g.HTTP)
-	promtool(t, agentHTTP)
+	promtool(t, g, g.HTTP)
+	promtool(t, g, agentHTTP)
 	agent.Stop()
 	harness.Await(t, "the agent to be OFFLINE in the metrics", func() error {
-		return wantSeries(series(t, g.HTTP), map[string]float64{`sutra_agents{health="OFFLINE"}`: 2})
+		return wantSeries(series(t, g, g.HTTP), map[string]float64{`sutra_agents{health="OFFLINE"}`: 2})
 	})
 }
 

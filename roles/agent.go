@@ -68,7 +68,7 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 				return err
 			}
 			insecure := client.InsecureOf(c)
-			for _, address := range append([]string{file.Advertise}, file.MasterEndpoints...) {
+			for _, address := range append([]string{file.Advertise, file.MetricsListen}, file.MasterEndpoints...) {
 				if err := insecure.Allows(address); address != "" && err != nil {
 					return &client.UsageError{Message: err.Error()}
 				}

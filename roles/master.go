@@ -53,6 +53,9 @@ func masterCommand(s *client.Streams, version string) *cli.Command {
 			if err := cfg.Insecure.Allows(c.String("listen")); err != nil {
 				return &client.UsageError{Message: err.Error(), Hint: "sutra master --insecure --listen 127.0.0.1:7000"}
 			}
+			if err := cfg.Insecure.Allows(c.String("http")); err != nil && c.String("http") != "off" {
+				return &client.UsageError{Message: err.Error(), Hint: "sutra master --insecure --http 127.0.0.1:7080|off"}
+			}
 			if cfg.Listener, err = listen("the master", c.String("listen"), "sutra master --listen HOST:PORT"); err != nil {
 				return err
 			}

@@ -1,19 +1,28 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 )
 
-// ServeHTTP serves a role's few HTTP pages until ctx ends. It closes the listener.
-func ServeHTTP(ctx context.Context, h http.Handler, l net.Listener) error {
+// ServeHTTP serves a role's few HTTP pages until ctx ends. It closes the listener. Where the guard has credentials, the pages are
+// for those people of the grid who show a certificate, over TLS; /healthz is for this host's processes as well, in the clear.
+func ServeHTTP(ctx context.Context, h http.Handler, l net.Listener, g Guard) error {
 	srv := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -21,6 +30,12 @@ func ServeHTTP(ctx context.Context, h http.Handler, l net.Listener) error {
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
+	}
+	l = guarding{l, newDoor(zerolog.Nop())}
+	if g.Credentials != nil {
+		l = visited{l, g}
+		srv.Handler = g.restrict(h)
+		srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, visitorKey{}, c) }
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()
@@ -42,6 +57,125 @@ func ServeHTTP(ctx context.Context, h http.Handler, l net.Listener) error {
 		return fmt.Errorf("stop HTTP on %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// visited is a listener whose connections may speak TLS or not.
+type visited struct {
+	net.Listener
+	guard Guard
+}
+
+// Accept waits for the next connection.
+func (l visited) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &visitor{Conn: c, guard: l.guard}, nil
+}
+
+// visitor is a connection that speaks TLS if its first byte says so.
+type visitor struct {
+	net.Conn
+	guard Guard
+	begin sync.Once
+	// What follows is there once something was read. talk is the connection as it is spoken on, caller who is at its other end;
+	// nil where it is in the clear.
+	talk   net.Conn
+	caller *Caller
+	err    error
+}
+
+// handshake is what a TLS connection's first byte is.
+const handshake = 22
+
+// Read reads what the other end says, beneath TLS or without it.
+func (v *visitor) Read(p []byte) (int, error) {
+	v.begin.Do(func() { v.err = v.start() })
+	if v.err != nil {
+		return 0, v.err
+	}
+	return v.talk.Read(p)
+}
+
+// start finds out how the other end speaks, within the deadline that the server has set for a request's headers.
+func (v *visitor) start() error {
+	first := make([]byte, 1)
+	if _, err := io.ReadFull(v.Conn, first); err != nil {
+		return err
+	}
+	raw := &reread{Conn: v.Conn, Reader: io.MultiReader(bytes.NewReader(first), v.Conn)}
+	if v.talk = raw; first[0] != handshake {
+		return nil
+	}
+	config := v.guard.Credentials.ServerTLS()
+	current := config.GetConfigForClient
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		c, err := current(hello)
+		if c != nil {
+			c.NextProtos = []string{"http/1.1"}
+		}
+		return c, err
+	}
+	secure := tls.Server(raw, config)
+	if err := secure.HandshakeContext(context.Background()); err != nil {
+		return fmt.Errorf("TLS handshake: %w", err)
+	}
+	state := secure.ConnectionState()
+	v.talk, v.caller = secure, &Caller{}
+	if v.caller.Identity, v.caller.Why = v.guard.Credentials.PeerOf(state); v.caller.Why != nil {
+		return nil
+	}
+	v.caller.Expires = state.PeerCertificates[0].NotAfter
+	if g, ok := v.Conn.(*guest); ok {
+		return g.welcome(v.caller.Identity)
+	}
+	return nil
+}
+
+// Write answers; a server has always read something before.
+func (v *visitor) Write(p []byte) (int, error) {
+	if v.talk == nil {
+		return 0, net.ErrClosed
+	}
+	return v.talk.Write(p)
+}
+
+// reread is a connection whose first byte was looked at.
+type reread struct {
+	net.Conn
+	io.Reader
+}
+
+// Read reads from the first byte on.
+func (r *reread) Read(p []byte) (int, error) { return r.Reader.Read(p) }
+
+type visitorKey struct{}
+
+// restrict keeps those from the pages who may not see them.
+func (g Guard) restrict(h http.Handler) http.Handler {
+	readers := []sutrav1.Role{sutrav1.Role_ROLE_VIEWER, sutrav1.Role_ROLE_OPERATOR, sutrav1.Role_ROLE_ADMIN}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		v, _ := r.Context().Value(visitorKey{}).(*visitor)
+		var code int
+		var why string
+		switch host := hostOf(v.RemoteAddr()); {
+		case r.URL.Path == "/healthz" && host.IsLoopback():
+		case v.caller == nil:
+			code, why = http.StatusUnauthorized, "this takes TLS and a certificate of the grid: that of a viewer, for example"
+		case v.caller.Why != nil:
+			code, why = http.StatusUnauthorized, "the caller isn't known here: "+v.caller.Why.Error()
+		case time.Now().After(v.caller.Expires):
+			code, why = http.StatusUnauthorized, "the caller's certificate expired at "+v.caller.Expires.UTC().Format(time.RFC3339)
+		case !slices.Contains(readers, v.caller.Identity.Role):
+			code, why = http.StatusForbidden, v.caller.Identity.String()+" may not read this; that takes the role "+roleWords(readers)
+		}
+		if code != 0 {
+			http.Error(w, why, code)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // Observability answers /metrics from r, and /healthz by healthy: 200 for nil, else 503 and the error's text.

@@ -289,7 +289,7 @@ func greet(cfg Config, home string, passing bool, masterAt, httpAt, agentAt net.
 		kept = "removed at the end"
 	}
 	_, err := fmt.Fprintf(cfg.Out, `A grid runs in this process (sutra %s):
-  master   %s   metrics http://%s/metrics
+  master   %s   metrics https://%s/metrics
   agent    agent-001 at %s
   node     %s at %s, pid %d
   home     %s (%s)

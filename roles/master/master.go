@@ -132,7 +132,8 @@ func (m *Master) Run(ctx context.Context) (err error) {
 		}
 	}()
 
-	server := rpc.NewServer(log, m.rpc, rpc.Guard{Credentials: m.identity, Banned: m.service.access.banned, Audit: m.audit})
+	guard := rpc.Guard{Credentials: m.identity, Banned: m.service.access.banned, Audit: m.audit}
+	server := rpc.NewServer(log, m.rpc, guard)
 	m.service.expel = server.Expel
 	sutrav1.RegisterGridMasterServer(server, m.service)
 	driver := &reconcile.Driver{Registry: m.registry, Actor: m.service, Log: log}
@@ -141,7 +142,7 @@ func (m *Master) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return rpc.Serve(ctx, server, m.cfg.Listener) })
 	if m.cfg.HTTP != nil {
 		group.Go(func() error {
-			return rpc.ServeHTTP(ctx, rpc.Observability(m.metrics, m.store.Healthy), m.cfg.HTTP)
+			return rpc.ServeHTTP(ctx, rpc.Observability(m.metrics, m.store.Healthy), m.cfg.HTTP, guard)
 		})
 	}
 	group.Go(func() error { return driver.Run(ctx) })

@@ -159,6 +159,7 @@ func (a *Authority) issue(public *ecdsa.PublicKey, id Identity, ttl time.Duratio
 		cert.Subject.Organization = []string{RoleWord(id.Role)}
 	} else { // it serves as well
 		cert.ExtKeyUsage = append(cert.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+		cert.DNSNames = []string{id.Grid} // for programs such as Prometheus, which know of no other names
 	}
 	if cert.NotAfter.After(a.issuer.NotAfter) {
 		cert.NotAfter = a.issuer.NotAfter

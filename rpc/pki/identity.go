@@ -115,10 +115,15 @@ func isName(s string) bool {
 
 // identityOf reads whom a certificate names. It doesn't verify it.
 func identityOf(cert *x509.Certificate) (Identity, error) {
-	if len(cert.URIs) != 1 || len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.EmailAddresses) > 0 {
+	if len(cert.URIs) != 1 || len(cert.IPAddresses)+len(cert.EmailAddresses) > 0 {
 		return Identity{}, errors.New("it names no identity of a grid: one URI is wanted, and nothing beside it")
 	}
 	uri := cert.URIs[0]
+	for _, name := range cert.DNSNames {
+		if name != uri.Host { // that of its grid, which servers have
+			return Identity{}, fmt.Errorf("it names no identity of a grid: it has a name beside it, %q", name)
+		}
+	}
 	parts := strings.Split(uri.Path, "/")
 	if uri.Scheme != "spiffe" || len(parts) != 3 || parts[0] != "" {
 		return Identity{}, fmt.Errorf("%q is no identity of a grid", uri)
