@@ -96,7 +96,8 @@ func TestNoMaster(t *testing.T) {
 	}
 	cases := []wrong{
 		{
-			6, "UNTRUSTED_PEER", []string{"it is agent a1, where a master was expected"},
+			6, "UNTRUSTED_PEER",
+			[]string{"it is agent a1, where a master was expected"},
 			[]string{"status", "--master", agents.GetAgents()[0].GetEndpoint(), "--home", elsewhere.Home},
 		},
 		{5, "TIMED_OUT", []string{"the master at " + silent + " didn't answer in time", port(silent)}, []string{"status", "--master", silent}},
