@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +46,9 @@ func reachable(t *testing.T, g *harness.Grid) (binary string) {
 // asStranger runs a command as the user that confined nodes run as, and returns what it writes.
 func asStranger(t *testing.T, name string, args ...string) (out string, err error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // for an agent that starts and isn't to
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env, cmd.Dir = []string{"PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=10"}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: strangerUID, Gid: strangerGID}}
 	data, err := cmd.CombinedOutput()
