@@ -26,7 +26,7 @@ func masterCommand(s *client.Streams, version string) *cli.Command {
 			"Exit codes: 0 stopped by a signal, 1 failed, 2 usage, 7 the address or the home is taken.",
 		Flags: append(homeFlag(),
 			&cli.StringFlag{Name: "listen", Usage: "gRPC `ADDRESS`; port 0 takes any free one", Value: "0.0.0.0:7000"},
-			&cli.StringFlag{Name: "http", Usage: "`ADDRESS` of /metrics and /healthz, or off", Value: "127.0.0.1:7080"},
+			&cli.StringFlag{Name: "http", Usage: "`ADDRESS` of /metrics (over TLS, for people of the grid) and /healthz, or off", Value: "127.0.0.1:7080"},
 			client.InsecureFlag(""),
 			&cli.DurationFlag{Name: "certificate-life", Usage: "`TIME` that the grid's certificates last, and are renewed in", Value: 24 * time.Hour},
 			&cli.DurationFlag{Name: "degraded-after", Usage: "silence after which an agent is DEGRADED", Value: defaults.Degraded},
