@@ -150,7 +150,7 @@ func TestSlowHandshake(t *testing.T) {
 	hello := append([]byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3}, make([]byte, 90)...)
 	for i := 0; ; i++ {
 		select {
-		case <-ended: //nolint:errcheck // however it was ended
+		case <-ended:
 			if i == 0 {
 				t.Error("it was ended before it began")
 			}
