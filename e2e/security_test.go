@@ -307,7 +307,7 @@ func TestTokenIsUsedOnce(t *testing.T) {
 	t.Parallel()
 	g := harness.New(t)
 	g.StartMaster()
-	for range rounds(t) {
+	for range 2 { // those who come too late fail, and a host that fails often has to wait
 		secret := g.Token()
 		token, err := pki.ParseToken(secret)
 		if err != nil {
