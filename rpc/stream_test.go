@@ -175,7 +175,8 @@ func TestAStreamWithoutAnAnswer(t *testing.T) {
 	checkLeaks(t)
 	srv := NewServer(zerolog.Nop(), nil, Guard{})
 	var streams atomic.Int32
-	outlived := make(chan struct{})
+	outlived, over := make(chan struct{}), make(chan struct{})
+	defer close(over)
 	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
 		if streams.Add(1) == 1 {
 			if err := s.Send(piece(1)); err != nil {
@@ -188,6 +189,7 @@ func TestAStreamWithoutAnAnswer(t *testing.T) {
 			}
 		}
 		<-s.Context().Done()
+		<-over // a server that hangs doesn't say at the last moment that the time is over
 		return s.Context().Err()
 	}})
 	up := serve(t, srv, anyPort)
