@@ -98,7 +98,7 @@ type entry struct {
 	erased   bool   // nothing is to be on disk any more
 	unit     *supervisor.Unit
 	refused  *rpc.Error
-	stray    *sutrav1.ProcessRecord // as strayed says; else nil
+	stray    *sutrav1.ProcessRecord // how it is taken up, of a node that runs and can't be supervised until then; else nil
 	state    supervisor.State
 	enforced sutrav1.Enforcement // of the memory limit, by the last process that there was
 	health   sutrav1.NodeHealth
@@ -194,8 +194,8 @@ func (m *Manager) admit(ctx context.Context, want *sutrav1.Node) (e *entry, isNe
 	}
 	defer m.mu.Unlock()
 	stray := m.entries[id]
-	if stray != nil && stray.stray == nil {
-		return stray, false, nil
+	if stray != nil && !stray.astray() {
+		return stray, false, nil // also one that is being taken up: it is awaited, and not taken up a second time
 	}
 	if m.closing {
 		return nil, false, rpc.Errorf(rpc.ShuttingDown, "agent %s is shutting down", m.cfg.Agent.GetAgentId())
@@ -230,7 +230,7 @@ func (m *Manager) launch(e *entry) {
 	if err != nil && e.stray != nil { // it runs on
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.strayed(e, e.stray, rpc.AsError(err))
+		e.refused = rpc.AsError(err)
 		m.touch(e)
 		close(e.launched)
 		return
@@ -266,7 +266,7 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 			m.undo(e)
 		}
 	}()
-	if m.astray(e) {
+	if m.runsAlready(e) {
 		return m.retake(e, profile, binary)
 	}
 	if err := m.takePort(e); err != nil {
@@ -463,7 +463,7 @@ func (m *Manager) Stop(ctx context.Context, id string) (*sutrav1.Node, error) {
 		return nil, m.stillRunning(e)
 	}
 	if e.refused != nil {
-		if e.stray != nil {
+		if m.isStray(e) {
 			return nil, e.refused
 		}
 		return nil, nil

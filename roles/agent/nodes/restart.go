@@ -21,10 +21,10 @@ func (m *Manager) Restart(ctx context.Context, id string, count uint32) (*sutrav
 	if !e.started(ctx) {
 		return nil, m.notReadyYet(e)
 	}
-	if e.stray != nil && e.refused != nil {
-		return nil, e.refused
-	}
 	if e.refused != nil {
+		if m.isStray(e) {
+			return nil, e.refused
+		}
 		return nil, m.notHere(id)
 	}
 	m.mu.Lock()

@@ -30,7 +30,7 @@ func (m *Manager) takeUp(rec *sutrav1.ProcessRecord) *entry {
 	e.spec.Completed, e.spec.Phase = false, 0 // that is the unit's to say
 	m.mu.Lock()
 	other := m.entries[id]
-	if m.closing || other != nil && other.stray == nil {
+	if m.closing || other != nil && !other.astray() {
 		m.mu.Unlock()
 		return other
 	}
@@ -44,7 +44,7 @@ func (m *Manager) takeUp(rec *sutrav1.ProcessRecord) *entry {
 		if other == nil || other.refused.Message != err.Error() {
 			m.cfg.Log.Error().Err(err).Str("node_id", id).Msg("node not taken up; trying on")
 		}
-		m.strayed(e, rec, rpc.AsError(err))
+		e.stray, e.refused = rec, rpc.AsError(err)
 	} else {
 		e.unit, e.state = unit, unit.State()
 	}
@@ -53,10 +53,21 @@ func (m *Manager) takeUp(rec *sutrav1.ProcessRecord) *entry {
 	return e
 }
 
-// strayed makes an entry that of a stray: a node whose processes run, and that can't be supervised until it is taken up by
-// rec, or by what is wanted of it. Needs mu.
-func (m *Manager) strayed(e *entry, rec *sutrav1.ProcessRecord, why *rpc.Error) {
-	e.stray, e.refused = rec, why
+// astray tells whether the entry is that of a stray: a node whose processes run, and that nobody supervises or is about to.
+// Needs Manager.mu.
+func (e *entry) astray() bool {
+	select {
+	case <-e.launched:
+		return e.stray != nil
+	default:
+		return false // it is being taken up
+	}
+}
+
+func (m *Manager) isStray(e *entry) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return e.astray()
 }
 
 func (m *Manager) adopt(e *entry) (*supervisor.Unit, error) {
@@ -99,7 +110,7 @@ func (m *Manager) addStray(id string, why *rpc.Error) {
 	defer m.mu.Unlock()
 	if m.entries[id] == nil {
 		m.entries[id] = e
-		m.strayed(e, &sutrav1.ProcessRecord{EverReady: true, Node: node}, why)
+		e.stray, e.refused = &sutrav1.ProcessRecord{EverReady: true, Node: node}, why
 		m.touch(e)
 		close(e.launched)
 	}
@@ -110,8 +121,8 @@ func (m *Manager) lives(id string) bool {
 	return supervisor.Lives(m.cfg.Cgroups, id, m.mark(id), m.logPath(id))
 }
 
-// astray tells whether a node that is to be started runs already.
-func (m *Manager) astray(e *entry) bool {
+// runsAlready tells whether a node that is to be started does.
+func (m *Manager) runsAlready(e *entry) bool {
 	known := e.stray != nil
 	if known && m.lives(e.id) {
 		return true
@@ -132,7 +143,7 @@ func (m *Manager) strays(id string) []*entry {
 	defer m.mu.Unlock()
 	var found []*entry
 	for _, e := range m.entries {
-		if e.stray != nil && (id == "" || e.id == id) {
+		if e.astray() && (id == "" || e.id == id) {
 			found = append(found, e)
 		}
 	}
@@ -157,7 +168,7 @@ func (m *Manager) stopStrays(id string) {
 	for _, e := range m.strays(id) {
 		for _, node := range []*sutrav1.Node{proto.CloneOf(e.stray.GetNode()), m.nameless(e.id)} {
 			node.Desired = sutrav1.Desired_DESIRED_STOPPED
-			if now := m.takeUp(&sutrav1.ProcessRecord{EverReady: true, Node: node}); now == nil || now.stray == nil {
+			if now := m.takeUp(&sutrav1.ProcessRecord{EverReady: true, Node: node}); now == nil || !m.isStray(now) {
 				break
 			}
 		}

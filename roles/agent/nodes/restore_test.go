@@ -557,6 +557,52 @@ func TestLogOfAStray(t *testing.T) {
 	m = open(t, m.cfg) // for the test's end to close
 }
 
+// However many want a stray at once, to run or to end, it is taken up once.
+func TestStrayIsTakenUpOnce(t *testing.T) {
+	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {
+		for round := range 20 {
+			m := newManager(t, cgroups)
+			wish := want("node-1", on(freePort(t)))
+			was := mustSpawn(t, m, wish)
+			if err := m.Close(false); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{"nodes.db", "wanted/node-1"} {
+				if err := os.Remove(filepath.Join(m.cfg.Dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			log := &lines{}
+			m.cfg.Log = zerolog.New(log)
+			m = open(t, m.cfg)
+			var group sync.WaitGroup
+			for range 4 {
+				group.Go(func() {
+					n, err := m.Spawn(t.Context(), wish)
+					if round%2 == 0 && (err != nil || n.GetPid() != was.GetPid()) { // else it may have been stopped before
+						t.Errorf("spawned: %v, %v", n, err)
+					}
+				})
+				group.Go(m.lookAfterStrays)
+			}
+			if round%2 == 1 {
+				group.Go(func() {
+					if _, err := m.Stop(t.Context(), "node-1"); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			group.Wait()
+			if _, err := m.Stop(t.Context(), "node-1"); err != nil {
+				t.Error(err)
+			}
+			if count := strings.Count(log.String(), "node taken up"); count != 1 {
+				t.Fatalf("it was taken up %d times:\n%s", count, log.String())
+			}
+		}
+	})
+}
+
 // A node that can't be taken up is neither started a second time nor called stopped while it runs.
 func TestNodeThatCannotBeTakenUp(t *testing.T) {
 	onEachHost(t, func(t *testing.T, cgroups func(*Config)) {

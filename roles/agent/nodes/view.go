@@ -16,7 +16,7 @@ func (m *Manager) view(e *entry) *sutrav1.Node {
 	n := proto.CloneOf(e.spec)
 	s := e.state
 	n.Phase = phaseOf(s.Phase)
-	if e.stray != nil && e.unit == nil {
+	if e.astray() {
 		n.Phase = sutrav1.Phase_PHASE_UNKNOWN
 	}
 	if e.stopping() && !n.Ended() {
@@ -63,7 +63,7 @@ func (e *entry) stopping() bool {
 func (e *entry) reason() string {
 	s := e.state
 	switch {
-	case e.stray != nil && e.unit == nil && e.refused != nil:
+	case e.astray():
 		return "runs unsupervised: " + e.refused.Message
 	case s.Unkillable != "":
 		return "hasn't ended: " + s.Unkillable + ", outlives SIGKILL; it is waited for, and holds port and files meanwhile"
