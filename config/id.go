@@ -39,3 +39,19 @@ func checkID(id string) error {
 func isIDRune(r rune) bool {
 	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_.", r)
 }
+
+// NameOf makes an id of a name from elsewhere, a host's or an account's: what an id can't have becomes a dash. Where nothing is left
+// it is fallback.
+func NameOf(name, fallback string) string {
+	name = strings.Map(func(r rune) rune {
+		if isIDRune(r) {
+			return r
+		}
+		return '-'
+	}, name)
+	name = name[:min(len(name), maxIDLen)]
+	if checkID(name) != nil {
+		return fallback
+	}
+	return name
+}

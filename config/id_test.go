@@ -29,3 +29,14 @@ func TestValidID(t *testing.T) {
 		}
 	}
 }
+
+func TestNameOf(t *testing.T) {
+	for name, want := range map[string]string{
+		"host-1.example": "host-1.example", `DOMAIN\anna`: "DOMAIN-anna", "jürgen": "j-rgen", "": "master", ".": "master", "..": "master", "a/../b": "a-..-b",
+		strings.Repeat("x", 70): strings.Repeat("x", 64),
+	} {
+		if got := NameOf(name, "master"); got != want || ValidID("", got) != nil {
+			t.Errorf("%q becomes %q, want %q", name, got, want)
+		}
+	}
+}

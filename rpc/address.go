@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc/peer"
@@ -52,6 +53,16 @@ func hostOf(addr net.Addr) netip.Addr {
 	}
 	network, _ := ip.WithZone("").Prefix(64) // fits
 	return network.Addr()
+}
+
+// Loopback tells whether an address, with a port or without, is of the host itself.
+func Loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // callersAddress is where a call came from; nil where nobody knows.

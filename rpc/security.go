@@ -179,7 +179,7 @@ func (g Guard) authorize(method string, caller Caller, request any, now time.Tim
 	}
 	if g.Banned != nil {
 		if why := g.Banned(id); why != nil {
-			return Errorf(Banned, "%s is banned from this grid: %v", id, why).WithHint("an admin lets it in again: sutra agents unban %s", id.Name)
+			return IsBanned(id, why)
 		}
 	}
 	if !slices.Contains(policy.Roles, id.Role) {
@@ -193,6 +193,11 @@ func (g Guard) authorize(method string, caller Caller, request any, now time.Tim
 		}
 	}
 	return nil
+}
+
+// IsBanned is what one is told who is kept out, and why.
+func IsBanned(id pki.Identity, why error) *Error {
+	return Errorf(Banned, "%s is banned from this grid %v", id, why).WithHint("an admin lets it in again: sutra agents unban %s", id.Name)
 }
 
 // agentOf is the agent that a request is about.
@@ -277,12 +282,7 @@ func Held(h *pki.Holder) func() []*pki.Credentials {
 	if h == nil {
 		return nil
 	}
-	return func() []*pki.Credentials {
-		if c := h.Get(); c != nil {
-			return []*pki.Credentials{c}
-		}
-		return nil
-	}
+	return h.All
 }
 
 // Insecure is how far somebody wanted to do without security.
@@ -302,11 +302,7 @@ func (i Insecure) Allows(address string) error {
 	if i == Secure || i == InsecureAnywhere {
 		return nil
 	}
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		host = address
-	}
-	if ip := net.ParseIP(strings.Trim(host, "[]")); host == "localhost" || ip != nil && ip.IsLoopback() {
+	if Loopback(address) {
 		return nil
 	}
 	return fmt.Errorf("--insecure is for loopback addresses, and %s is none; --insecure=anywhere sends everything in the clear", address)

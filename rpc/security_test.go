@@ -377,7 +377,7 @@ func TestExpelEndsTheConnectionsOfTheBanned(t *testing.T) {
 	if err != nil && ReasonOf(err) != Banned { // the call that finds the connection broken; a beat isn't tried again
 		err = beat(t.Context(), s.client)
 	}
-	wantError(t, err, Banned, "agent agent-001 is banned from this grid: by user admin")
+	wantError(t, err, Banned, "agent agent-001 is banned from this grid by user admin")
 	if err := second(); err != nil || s.accepted.Load() != 4 {
 		t.Errorf("another agent's call: %v, %d connections in all, want 4", err, s.accepted.Load())
 	}

@@ -168,8 +168,7 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		case <-ctx.Done():
 		}
 	}()
-	defer cancel()             // before the wait
-	_ = stream.SendHeader(nil) // where it fails, the stream is over
+	defer cancel() // before the wait
 	start := time.Now()
 	defer func() {
 		caught := recover()
@@ -191,6 +190,7 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		return Errorf(TooManyRequests, "%s has %d streams open already", id, maxStreamsOfOne).WithHint("end some of them")
 	}
 	defer s.streams.end(id)
+	_ = stream.SendHeader(nil) // where it fails, the stream is over
 	return handler(srv, guarded{stream, ctx})
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"net"
 	"os"
 	"time"
 
@@ -95,7 +94,7 @@ func (i *identity) join(ctx context.Context, master string) error {
 	if text == "" {
 		e := rpc.Errorf(rpc.Unauthenticated, "agent %s has no identity in the grid yet", i.agentID).
 			WithHint("on the master's host: sutra token create; here: sutra agent --config FILE --join-token TOKEN")
-		if local(master) {
+		if rpc.Loopback(master) {
 			e.Message += ", and no master of this host has left a token in " + from
 		}
 		return e
@@ -183,11 +182,4 @@ func (i *identity) keep(ctx context.Context, master func() string) {
 			sleep(ctx, pause/2+rand.N(pause/2))
 		}
 	}
-}
-
-// local tells whether an endpoint is of this host.
-func local(endpoint string) bool {
-	host, _, err := net.SplitHostPort(endpoint)
-	ip := net.ParseIP(host)
-	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }

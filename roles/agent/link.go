@@ -163,7 +163,7 @@ func (l *link) forGood(e *rpc.Error) bool {
 	case rpc.AgentIDTaken, rpc.TokenRefused:
 		return true
 	case rpc.Unauthenticated:
-		return !local(l.master())
+		return !rpc.Loopback(l.master())
 	default:
 		return e.Code() == codes.InvalidArgument
 	}

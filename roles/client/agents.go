@@ -1,8 +1,6 @@
 package client
 
 import (
-	"fmt"
-
 	"github.com/urfave/cli/v2"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
@@ -42,7 +40,7 @@ Exit codes: 0 banned; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 
 }
 
 func banAgent(cctx *cli.Context, s *session) error {
-	id, err := agentArgument(cctx)
+	id, err := theArgument(cctx, "agent's id", "sutra list-agents shows the ids")
 	if err != nil {
 		return err
 	}
@@ -55,7 +53,7 @@ func banAgent(cctx *cli.Context, s *session) error {
 }
 
 func unbanAgent(cctx *cli.Context, s *session) error {
-	id, err := agentArgument(cctx)
+	id, err := theArgument(cctx, "agent's id", "sutra list-agents shows the ids")
 	if err != nil {
 		return err
 	}
@@ -64,15 +62,4 @@ func unbanAgent(cctx *cli.Context, s *session) error {
 		return err
 	}
 	return s.show(response, func() string { return clean(id) + " may come in\n" })
-}
-
-// agentArgument is the one argument of a verb.
-func agentArgument(cctx *cli.Context) (string, error) {
-	if cctx.Args().Len() != 1 || cctx.Args().First() == "" {
-		return "", &UsageError{
-			Message: fmt.Sprintf("%s takes one agent's id, behind its flags, and has %d words there", cctx.Command.HelpName, cctx.Args().Len()),
-			Hint:    cctx.Command.UsageText + "   (sutra list-agents shows the ids)",
-		}
-	}
-	return cctx.Args().First(), nil
 }

@@ -166,6 +166,17 @@ var _ grpc.ClientConnInterface = (*session)(nil)
 // argument in strayFlag's place tells verb that the command takes arguments, and looks at them itself.
 const argument = "<argument>"
 
+// theArgument is the one argument of a command that takes one.
+func theArgument(cctx *cli.Context, what, where string) (string, error) {
+	if cctx.Args().Len() != 1 || cctx.Args().First() == "" {
+		return "", &UsageError{
+			Message: fmt.Sprintf("%s takes one %s, behind its flags, and has %d words there", cctx.Command.HelpName, what, cctx.Args().Len()),
+			Hint:    cctx.Command.UsageText + "   (" + where + ")",
+		}
+	}
+	return cctx.Args().First(), nil
+}
+
 // verb is the action of a command: do, once the flags that all verbs share are read. strayFlag is
 // the flag that a person most likely meant who wrote its value alone; "" where there is none.
 func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) cli.ActionFunc {

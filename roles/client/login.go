@@ -1,11 +1,11 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/user"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -73,20 +73,12 @@ func login(cctx *cli.Context, s *session) error {
 
 // accountName is this account's name, as far as names in a grid may have its letters.
 func accountName() string {
-	name := "user"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
+	const unknown = "user"
+	u, err := user.Current()
+	if err != nil {
+		return unknown
 	}
-	name = strings.Map(func(r rune) rune {
-		if config.ValidID("", string(r)) != nil && r != '.' {
-			return '-'
-		}
-		return r
-	}, name)
-	if config.ValidID("", name) != nil {
-		return "user"
-	}
-	return name
+	return config.NameOf(u.Username, unknown)
 }
 
 // credentials reads the identities that this account has, one a grid, with the files they are from; those of a grid that runs
@@ -112,8 +104,17 @@ func credentials(home string) (all []*pki.Credentials, files map[*pki.Credential
 	return all, files, nil
 }
 
+// renewalTime bounds what a verb takes to renew identities before its own call: that a master isn't there is to be said soon.
+const renewalTime = 2 * time.Second
+
 // renewed renews those of the credentials that are due and whose grid this master's is. What can't be renewed is used as it is.
 func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials, files map[*pki.Credentials]string) []*pki.Credentials {
+	limit := renewalTime
+	if s.timeout > 0 {
+		limit = min(limit, s.timeout)
+	}
+	ctx, cancel := context.WithTimeout(cctx.Context, limit)
+	defer cancel()
 	for i, c := range all {
 		now := time.Now()
 		if now.Before(c.RenewAt()) {
@@ -128,7 +129,7 @@ func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials, files map[*
 			req.ExpiredChain = c.Chain()
 		}
 		channel := rpc.Master(s.endpoint, func() []*pki.Credentials { return []*pki.Credentials{c} }, nil)
-		response, err := sutrav1.NewGridMasterClient(channel).Renew(cctx.Context, req)
+		response, err := sutrav1.NewGridMasterClient(channel).Renew(ctx, req)
 		channel.Close()
 		if err != nil {
 			continue // the verb's own call says what is the matter

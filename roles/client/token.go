@@ -114,13 +114,10 @@ func (c *client) tokenRevokeCommand() *cli.Command {
 }
 
 func revokeToken(cctx *cli.Context, s *session) error {
-	if cctx.Args().Len() != 1 || cctx.Args().First() == "" {
-		return &UsageError{
-			Message: fmt.Sprintf("%s takes one token's id, behind its flags, and has %d words there", cctx.Command.HelpName, cctx.Args().Len()),
-			Hint:    "sutra token list shows the ids",
-		}
+	id, err := theArgument(cctx, "token's id", "sutra token list shows the ids")
+	if err != nil {
+		return err
 	}
-	id := cctx.Args().First()
 	if token, err := pki.ParseToken(id); err == nil {
 		id = token.ID // what is to be revoked is plain, and the secret is nobody's business
 	}

@@ -135,7 +135,7 @@ func (s *service) redeem(t *sutrav1.TokenRecord, req *sutrav1.EnrollRequest, joi
 		return pki.Identity{}, tokenRefused(t.GetTokenId(), "is for agent %s alone, and this is %s", t.GetAgentId(), id.Name)
 	}
 	if why := s.access.banned(id); why != nil {
-		return pki.Identity{}, rpc.Errorf(rpc.Banned, "%s is banned from this grid %v", id, why).WithHint("an admin lets it in again: sutra agents unban %s", id.Name)
+		return pki.Identity{}, rpc.IsBanned(id, why)
 	}
 	if id.Kind == pki.Agent && t.GetAgentId() == "" && !again && !t.GetLocal() {
 		// Whoever has a token for any agent must not become one that is there already.
@@ -173,7 +173,7 @@ func (s *service) Renew(ctx context.Context, req *sutrav1.RenewRequest) (*sutrav
 		}
 	}
 	if why := s.access.banned(id); why != nil {
-		return nil, rpc.Errorf(rpc.Banned, "%s is banned from this grid %v", id, why).WithHint("an admin lets it in again: sutra agents unban %s", id.Name)
+		return nil, rpc.IsBanned(id, why)
 	}
 	certificates, err := s.access.certify(req.GetCertificateRequest(), id)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -64,19 +63,7 @@ func (m *Master) leaveAdmin(a *access) error {
 // masterName names this master in its certificate: its host, as far as names may have its letters.
 func masterName() string {
 	host, _ := os.Hostname() // without one it is "master"
-	name := strings.Map(func(r rune) rune {
-		if config.ValidID("", string(r)) != nil {
-			return '-'
-		}
-		return r
-	}, host)
-	if len(name) > 64 {
-		name = name[:64]
-	}
-	if config.ValidID("", name) != nil {
-		return "master"
-	}
-	return name
+	return config.NameOf(host, "master")
 }
 
 func (m *Master) renewOwn(a *access) error {

@@ -95,7 +95,7 @@ func address(endpoint string, from net.Addr) string {
 		return fmt.Sprintf("%q names no host that could be called; set advertise in the agent's file", endpoint)
 	}
 	caller, ok := from.(*net.TCPAddr)
-	if ok && !caller.IP.IsLoopback() && (host == "localhost" || ip.IsLoopback()) {
+	if ok && !caller.IP.IsLoopback() && rpc.Loopback(endpoint) {
 		return fmt.Sprintf("%q is loopback, and the agent calls from %s; set advertise in the agent's file", endpoint, caller.IP)
 	}
 	return ""

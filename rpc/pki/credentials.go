@@ -134,13 +134,13 @@ func ParseCertificates(ders [][]byte) ([]*x509.Certificate, error) {
 // Holder holds the credentials that connections are made with; they may be replaced while it is in use. The zero Holder
 // has none yet.
 type Holder struct {
-	current atomic.Pointer[Credentials]
+	current atomic.Pointer[[]*Credentials] // one, in a list that is made once: each call asks for it
 	sets    atomic.Int64
 }
 
 // Set replaces the credentials: connections from now on are made with them, and those that are there go on.
 func (h *Holder) Set(c *Credentials) {
-	h.current.Store(c)
+	h.current.Store(&[]*Credentials{c})
 	h.sets.Add(1)
 }
 
@@ -148,7 +148,20 @@ func (h *Holder) Set(c *Credentials) {
 func (h *Holder) Renewals() int64 { return max(h.sets.Load()-1, 0) }
 
 // Get returns the credentials, nil where there are none yet.
-func (h *Holder) Get() *Credentials { return h.current.Load() }
+func (h *Holder) Get() *Credentials {
+	if all := h.All(); len(all) > 0 {
+		return all[0]
+	}
+	return nil
+}
+
+// All returns the credentials as a list; it is not to be changed.
+func (h *Holder) All() []*Credentials {
+	if all := h.current.Load(); all != nil {
+		return *all
+	}
+	return nil
+}
 
 // RenewAt is when the credentials are to be replaced: after two thirds of their life, and up to a tenth of it earlier, so that
 // a grid's identities aren't renewed together.
