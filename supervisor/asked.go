@@ -93,4 +93,5 @@ func (u *Unit) finish() {
 	u.waiting = append(u.waiting, u.taken()...)
 	u.reply(nil)
 	close(u.done)
+	u.settle()
 }

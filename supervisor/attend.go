@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attend watches one process until it and all it forked are gone, or the unit is let go. settle is called when it serves.
-func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
+// attend watches one process until it and all it forked are gone, or the unit is let go. The unit is settled when it serves.
+func (u *Unit) attend(p *process) (exit *Exit, released bool) {
 	u.served = false
 	serves := func() {
 		u.served = true
@@ -18,7 +18,7 @@ func (u *Unit) attend(p *process, settle func()) (exit *Exit, released bool) {
 		}
 		u.update(ProcessReady, func(s *State) { s.Phase = Running })
 		u.turnOver()
-		settle()
+		u.settle()
 		u.reply(nil)
 	}
 	ctx, cancel := u.spec.readiness()

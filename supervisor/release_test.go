@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"testing"
@@ -51,6 +52,26 @@ func TestReleaseAndAdoptAgain(t *testing.T) {
 			unbroken(t, spec.LogPath)
 		})
 	}
+}
+
+// Who waits for the readiness of a unit that is let go can tell that nobody else does.
+func TestReleaseWhileStarting(t *testing.T) {
+	spec := commandSpec(t, "sleep", "3600")
+	spec.Ready = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	w := watch(t, spec)
+	w.until(ProcessStarted)
+	for range 100 {
+		record := w.recorded()
+		w.Release()
+		awaitClosed(t, "settled", w.Settled())
+		if !closed(w.Done()) {
+			t.Error("settled, starting, and not yet let go")
+		}
+		w = adopt(t, spec, record)
+		w.until(ProcessAdopted)
+	}
+	w.Stop()
+	w.end()
 }
 
 // Until its process has been started again, a unit that is let go has none.

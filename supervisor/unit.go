@@ -43,8 +43,9 @@ type Unit struct {
 	stopOnce sync.Once
 	release  chan struct{} // closed by the first Release
 	freeOnce sync.Once
-	settled  chan struct{} // closed when the first process is ready or the unit has ended
 	done     chan struct{} // closed when nothing of the unit is left, or it was let go
+	settled  chan struct{} // closed when the first process is ready, else right after done
+	settle   func()        // closes settled; idempotent
 
 	wake chan struct{} // holds a token while there may be requests
 
@@ -63,8 +64,10 @@ type Unit struct {
 }
 
 func (s *Supervisor) unit(spec Spec) *Unit {
+	settled := make(chan struct{})
 	return &Unit{
-		spec: spec, s: s, stop: make(chan struct{}), release: make(chan struct{}), settled: make(chan struct{}), done: make(chan struct{}),
+		spec: spec, s: s, stop: make(chan struct{}), release: make(chan struct{}), done: make(chan struct{}),
+		settled: settled, settle: sync.OnceFunc(func() { close(settled) }),
 		wake: make(chan struct{}, 1), crash: crashes{policy: spec.Restart},
 	}
 }
@@ -106,7 +109,6 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 		go func() {
 			u.emit(ProcessAdopted)
 			u.end(r.completedAs(), nil)
-			close(u.settled)
 			u.finish()
 		}()
 		return u, nil
@@ -126,7 +128,6 @@ func (s *Supervisor) Adopt(spec Spec, r Record, stop bool) (*Unit, error) {
 		u.emit(ProcessAdopted)
 		if p == nil {
 			if !u.endLeftovers() { // it was let go
-				close(u.settled)
 				u.finish()
 				return
 			}
@@ -168,7 +169,8 @@ func (u *Unit) State() State {
 }
 
 // Settled is closed once the first process is ready, or the unit has ended without that; the
-// state and the event that say so come before. A unit that is let go is settled too.
+// state and the event that say so come before. A unit that is let go is settled too: it is Done by then, so that who waited for its
+// readiness can tell.
 func (u *Unit) Settled() <-chan struct{} { return u.settled }
 
 // Done is closed once nothing of the unit is left, or it was let go.
@@ -185,12 +187,10 @@ func (u *Unit) Release() { u.freeOnce.Do(func() { close(u.release) }) }
 // run carries the unit from its first process, or from how that ended, to its end.
 func (u *Unit) run(p *process, exit *Exit) {
 	defer u.finish()
-	settle := sync.OnceFunc(func() { close(u.settled) })
-	defer settle()
 	for {
 		if p != nil {
 			var released bool
-			if exit, released = u.attend(p, settle); released {
+			if exit, released = u.attend(p); released {
 				return
 			}
 		}
