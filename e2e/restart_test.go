@@ -20,12 +20,12 @@ max_nodes = 100
 default_memory_mb = 16
 [storage.profiles.once]
 storage_binary = "/bin/sh"
-args = ["-c", "while ! test -s end; do sleep .05; done; exit $(cat end)"]
+args = ["-c", "until code=$(cat end) && test -n \"$code\"; do sleep .05; done; exit $code"]
 ready = "none"
 restart = "never"
 [storage.profiles.job]
 storage_binary = "/bin/sh"
-args = ["-c", "while ! test -s end; do sleep .05; done; exit $(cat end)"]
+args = ["-c", "until code=$(cat end) && test -n \"$code\"; do sleep .05; done; exit $code"]
 ready = "none"
 restart = "on-failure"
 success_exit_codes = [0, 7]
