@@ -7,10 +7,12 @@ set positional-arguments
 
 buf_version := "v1.75.0"
 golangci_lint_version := "v2.15.0"
+govulncheck_version := "v1.9.0"
 
 tools := justfile_directory() / ".tools"
 buf := tools / "buf@" + buf_version / "buf"
 golangci_lint := tools / "golangci-lint@" + golangci_lint_version / "golangci-lint"
+govulncheck := tools / "govulncheck@" + govulncheck_version / "govulncheck"
 
 # List the recipes.
 default:
@@ -131,12 +133,28 @@ breaking: _buf
         exit 1
     fi
 
+# The database is fetched as the Go module that it is kept in, the newest one each time: what is known today is to
+# fail today. What the standard library has is mended by the toolchain that go.mod names.
+
+# Fail on known vulnerabilities that this code can reach.
+vulncheck: _govulncheck
+    #!/usr/bin/env bash
+    set -euo pipefail
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    database=$(go list -m -f '{{ "{{.Path}}@{{.Version}}" }}' golang.org/x/vulndb@latest)
+    indexer={{ tools }}/${database##*/}/indexdb
+    [[ -x $indexer ]] || GOBIN=${indexer%/*} go install "${database%@*}/cmd/indexdb@${database#*@}"
+    "$indexer" -vulns "$(go mod download -json "$database" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')/data/osv" -out "$scratch"
+    echo "vulncheck: $(go version), ${database##*/}"
+    {{ govulncheck }} -db "file://$scratch" ./...
+
 # Run the benchmarks.
 bench *args:
     go test -run '^$' -bench . "$@" ./e2e/bench/...
 
 # All that CI runs, cheap checks first and the tests last.
-ci: generate-check breaking _tidy _vet _static lint unprivileged (test "-race" "-count=1" "-timeout=30m")
+ci: generate-check breaking _tidy _vet _static lint vulncheck unprivileged (test "-race" "-count=1" "-timeout=30m")
 
 _tidy:
     go mod tidy -diff
@@ -159,3 +177,6 @@ _buf:
 
 _golangci_lint:
     @[[ -x {{ golangci_lint }} ]] || GOBIN={{ parent_directory(golangci_lint) }} go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@{{ golangci_lint_version }}
+
+_govulncheck:
+    @[[ -x {{ govulncheck }} ]] || GOBIN={{ parent_directory(govulncheck) }} go install golang.org/x/vuln/cmd/govulncheck@{{ govulncheck_version }}

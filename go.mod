@@ -2,6 +2,8 @@ module github.com/sutra-grid/sutra
 
 go 1.26.0
 
+toolchain go1.26.11
+
 tool (
 	google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	google.golang.org/protobuf/cmd/protoc-gen-go
