@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -79,10 +80,11 @@ type visitor struct {
 	net.Conn
 	guard Guard
 	begin sync.Once
-	// What follows is there once something was read. talk is the connection as it is spoken on, caller who is at its other end;
-	// nil where it is in the clear.
+	// What follows is there once something was read. talk is the connection as it is spoken on, secure whether that is TLS, and
+	// shown what its other end has shown to say who it is.
 	talk   net.Conn
-	caller *Caller
+	secure bool
+	shown  []*x509.Certificate
 	err    error
 }
 
@@ -121,16 +123,12 @@ func (v *visitor) start() error {
 	if err := secure.HandshakeContext(context.Background()); err != nil {
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
-	state := secure.ConnectionState()
-	v.talk, v.caller = secure, &Caller{}
-	if v.caller.Identity, v.caller.Why = v.guard.Credentials.PeerOf(state); v.caller.Why != nil {
-		return nil
+	v.talk, v.secure, v.shown = secure, true, secure.ConnectionState().PeerCertificates
+	id, err := v.guard.Credentials.PeerOf(v.shown)
+	if g, ok := v.Conn.(*guest); ok && err == nil {
+		return g.welcome(id)
 	}
-	v.caller.Expires = state.PeerCertificates[0].NotAfter
-	if g, ok := v.Conn.(*guest); ok {
-		return g.welcome(v.caller.Identity)
-	}
-	return nil
+	return nil // each request hears who isn't known
 }
 
 // Write answers; a server has always read something before.
@@ -161,14 +159,16 @@ func (g Guard) restrict(h http.Handler) http.Handler {
 		var why string
 		switch host := hostOf(v.RemoteAddr()); {
 		case r.URL.Path == "/healthz" && host.IsLoopback():
-		case v.caller == nil:
+		case !v.secure:
 			code, why = http.StatusUnauthorized, "this takes TLS and a certificate of the grid: that of a viewer, for example"
-		case v.caller.Why != nil:
-			code, why = http.StatusUnauthorized, "the caller isn't known here: "+v.caller.Why.Error()
-		case time.Now().After(v.caller.Expires):
-			code, why = http.StatusUnauthorized, "the caller's certificate expired at "+v.caller.Expires.UTC().Format(time.RFC3339)
-		case !slices.Contains(readers, v.caller.Identity.Role):
-			code, why = http.StatusForbidden, v.caller.Identity.String()+" may not read this; that takes the role "+roleWords(readers)
+		default:
+			// Anew for each request: a certificate ends, and a root may be trusted no more.
+			id, err := g.Credentials.PeerOf(v.shown)
+			if err != nil {
+				code, why = http.StatusUnauthorized, "the caller isn't known here: "+err.Error()
+			} else if !slices.Contains(readers, id.Role) {
+				code, why = http.StatusForbidden, id.String()+" may not read this; that takes the role "+roleWords(readers)
+			}
 		}
 		if code != 0 {
 			http.Error(w, why, code)

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,8 +38,9 @@ type Caller struct {
 	// Identity is nobody where Why says that nobody is known.
 	Identity pki.Identity
 	Why      error
-	// Expires is when the certificate ends.
-	Expires time.Time
+	// Certificate is what it has shown, and Expires when that ends.
+	Certificate *x509.Certificate
+	Expires     time.Time
 	// calls counts those of a stranger; nil where it is none.
 	calls *atomic.Int32
 }
@@ -55,6 +57,9 @@ func CallerOf(ctx context.Context) pki.Identity {
 	}
 	return caller.Identity
 }
+
+// CertificateOf is the certificate of who made the call with that context; nil where that is nobody.
+func CertificateOf(ctx context.Context) *x509.Certificate { return callerOf(ctx).Certificate }
 
 func callerOf(ctx context.Context) Caller {
 	p, ok := peer.FromContext(ctx)
@@ -85,7 +90,10 @@ type known struct {
 	// raw is what Conn lies on.
 	raw    net.Conn
 	caller pki.Identity
-	gone   func(*known)
+	// shown are the certificates that say so, and by the credentials whose roots they were held against.
+	shown []*x509.Certificate
+	by    *pki.Credentials
+	gone  func(*known)
 }
 
 // Close forgets the connection.
@@ -117,9 +125,10 @@ func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 		return conn, info, err
 	}
 	caller := Caller{CommonAuthInfo: shown.CommonAuthInfo}
-	caller.Identity, caller.Why = a.guard.Credentials.PeerOf(shown.State)
+	by, certs := a.guard.Credentials.Get(), shown.State.PeerCertificates
+	caller.Identity, caller.Why = a.guard.Credentials.PeerOf(certs)
 	if caller.Why == nil {
-		caller.Expires = shown.State.PeerCertificates[0].NotAfter
+		caller.Certificate, caller.Expires = certs[0], certs[0].NotAfter
 		if atDoor != nil {
 			if err := atDoor.welcome(caller.Identity); err != nil {
 				return nil, nil, err
@@ -128,11 +137,24 @@ func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	} else {
 		caller.calls = new(atomic.Int32)
 	}
-	k := &known{Conn: conn, raw: raw, caller: caller.Identity, gone: a.forget}
+	k := &known{Conn: conn, raw: raw, caller: caller.Identity, shown: certs, by: by, gone: a.forget}
 	a.mu.Lock()
 	a.conns[k] = true
 	a.mu.Unlock()
+	if a.distrusts(k) { // since it was looked at; expel may have come before it was on the list
+		a.forget(k)
+		return nil, nil, errors.New("the root that vouches for it isn't trusted any more")
+	}
 	return k, caller, nil
+}
+
+// distrusts tells whether the roots by which a caller was known vouch for it no more.
+func (a *admission) distrusts(k *known) bool {
+	if k.caller == (pki.Identity{}) || a.guard.Credentials.Get().SameRoots(k.by) {
+		return false
+	}
+	_, why := a.guard.Credentials.PeerOf(k.shown)
+	return why != nil
 }
 
 func (a *admission) forget(k *known) {
@@ -141,16 +163,14 @@ func (a *admission) forget(k *known) {
 	delete(a.conns, k)
 }
 
-// expel ends the connections of those who are to be kept out by now.
+// expel ends the connections of those who are banned by now, or whom no root vouches for any more.
 func (a *admission) expel() {
-	if a.guard.Banned == nil {
-		return
-	}
 	a.mu.Lock()
 	all := slices.Collect(maps.Keys(a.conns))
 	a.mu.Unlock()
 	for _, k := range all {
-		if k.caller != (pki.Identity{}) && a.guard.Banned(k.caller) != nil {
+		banned := a.guard.Banned != nil && k.caller != (pki.Identity{}) && a.guard.Banned(k.caller) != nil
+		if banned || a.distrusts(k) {
 			a.forget(k)
 			// Its transport finds out. There is no parting word: one who doesn't read could hold up the rest with it.
 			_ = k.raw.Close()

@@ -387,6 +387,49 @@ func TestExpelEndsTheConnectionsOfTheBanned(t *testing.T) {
 	}
 }
 
+func TestExpelEndsTheConnectionsOfARetiredRoot(t *testing.T) {
+	checkLeaks(t)
+	s := secure(t, beats(), nil)
+	before := s.Authority
+	during, err := before.Rotate(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := Master(s.endpoint, Held(held(t, during, pki.AgentIdentity(gridID, "agent-002"))), nil)
+	t.Cleanup(moved.Close)
+	second := func() error {
+		_, err := sutrav1.NewGridMasterClient(moved).Heartbeat(t.Context(), &sutrav1.HeartbeatRequest{AgentId: "agent-002"})
+		return err
+	}
+	// Its own credentials are replaced while calls go on: both agents are known by either root.
+	if err := beat(t.Context(), s.client); err != nil {
+		t.Fatal(err)
+	}
+	renew(t, during, pki.MasterIdentity(gridID, "m"), s.own)
+	if err := errors.Join(beat(t.Context(), s.client), second()); err != nil {
+		t.Fatal(err)
+	}
+	s.server.Expel()
+	if err := errors.Join(beat(t.Context(), s.client), second()); err != nil || s.accepted.Load() != 2 {
+		t.Errorf("while both roots are trusted: %v, %d connections, want 2", err, s.accepted.Load())
+	}
+	after, err := during.Retire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	renew(t, after, pki.MasterIdentity(gridID, "m"), s.own)
+	s.server.Expel()
+	await(t, "the connection by the old root is closed", func() bool { return s.open.Load() == 1 && s.known() == 1 })
+	if err := second(); err != nil || s.accepted.Load() != 2 {
+		t.Errorf("who has moved: %v, %d connections, want 2", err, s.accepted.Load())
+	}
+	err = beat(t.Context(), s.client)
+	if err != nil && ReasonOf(err) != UntrustedPeer { // the call that finds the connection broken; a beat isn't tried again
+		err = beat(t.Context(), s.client)
+	}
+	wantError(t, err, UntrustedPeer, "its certificate is of another grid, or of this grid's before it was made anew")
+}
+
 // Nobody calls when the credentials are replaced: it is the next call that has to close the connection made with the old ones.
 func TestRenewalClosesAnIdleConnection(t *testing.T) {
 	checkLeaks(t)

@@ -135,7 +135,7 @@ func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	return resp, err
 }
 
-// Expel ends the connections of those who are banned by now.
+// Expel ends the connections of those who are banned by now, or whom the server's present roots don't vouch for.
 func (s *Server) Expel() { s.admission.expel() }
 
 // handlerDeadline is when a call's handler must have ended: a little before the caller's time or the method's own is

@@ -154,7 +154,7 @@ func TestIssueGivesNothingButWhatItIsTold(t *testing.T) {
 			continue
 		}
 		got, err := identityOf(chain[0])
-		if err != nil || got != id || !key.PublicKey.Equal(chain[0].PublicKey) || chain[0].IsCA || !chain[2].Equal(a.root) {
+		if err != nil || got != id || !key.PublicKey.Equal(chain[0].PublicKey) || chain[0].IsCA || !chain[2].Equal(a.roots[0]) {
 			t.Errorf("%s got a certificate of %s (%v)", id, got, err)
 		}
 	}

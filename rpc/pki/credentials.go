@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -107,6 +108,11 @@ func Load(path string) (*Credentials, error) {
 		return nil, fmt.Errorf("load credentials from %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// SameRoots tells whether both trust the same.
+func (c *Credentials) SameRoots(other *Credentials) bool {
+	return c == other || slices.EqualFunc(c.roots, other.roots, (*x509.Certificate).Equal)
 }
 
 func contains(certs []*x509.Certificate, c *x509.Certificate) bool {

@@ -20,7 +20,7 @@ func TestCredentialsSavedAreLoaded(t *testing.T) {
 	a, dir := authorityIn(t, gridID)
 	next := authority(t, gridID)
 	c := own(t, a, UserIdentity(gridID, "ann", admin))
-	c.roots = append(c.roots, next.root) // as in a change of roots
+	c.roots = append(c.roots, next.roots[0]) // as in a change of roots
 	path := filepath.Join(t.TempDir(), "folder", "ann.pem")
 	if _, err := Load(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("of none there is %v", err)
@@ -33,7 +33,7 @@ func TestCredentialsSavedAreLoaded(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.Identity != c.Identity || !got.Expires.Equal(c.Expires) || !got.Begins.Equal(c.Begins) || !got.Key().Equal(c.Key()) ||
-		!got.cert.Leaf.Equal(c.cert.Leaf) || len(got.roots) != 2 || !contains(got.roots, a.root) || !contains(got.roots, next.root) {
+		!got.cert.Leaf.Equal(c.cert.Leaf) || len(got.roots) != 2 || !contains(got.roots, a.roots[0]) || !contains(got.roots, next.roots[0]) {
 		t.Errorf("loaded %+v, saved %+v", got, c)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
@@ -48,7 +48,7 @@ func TestCredentialsSavedAreLoaded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	crossed, err := x509.CreateCertificate(nil, next.root, a.root, next.root.PublicKey, root.key)
+	crossed, err := x509.CreateCertificate(nil, next.roots[0], a.roots[0], next.roots[0].PublicKey, root.key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func TestCredentialsSavedAreLoaded(t *testing.T) {
 	if err := seen.Save(other); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Load(other); err != nil || len(got.roots) != 1 || !got.roots[0].Equal(a.root) {
+	if got, err := Load(other); err != nil || len(got.roots) != 1 || !got.roots[0].Equal(a.roots[0]) {
 		t.Errorf("of a root and one that it signed, both are trusted, or none: %+v, %v", got, err)
 	}
 
@@ -128,7 +128,7 @@ func TestFromAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer := &sutrav1.Certificates{Roots: [][]byte{a.root.Raw}}
+	answer := &sutrav1.Certificates{Roots: [][]byte{a.roots[0].Raw}}
 	for _, c := range chain {
 		answer.Chain = append(answer.Chain, c.Raw)
 	}

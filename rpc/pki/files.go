@@ -18,23 +18,20 @@ const (
 	keyBlock  = "PRIVATE KEY"
 )
 
-// pair is a certificate with its key.
+// pair is a key with its certificates, of which one that is made has one.
 type pair struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	key   *ecdsa.PrivateKey
+	certs []*x509.Certificate
 }
 
-func (p pair) write(path string) error { return writePEM(path, p.key, []*x509.Certificate{p.cert}) }
+// cert is the first of the certificates.
+func (p pair) cert() *x509.Certificate { return p.certs[0] }
+
+func (p pair) write(path string) error { return writePEM(path, p.key, p.certs) }
 
 func readPair(path string) (pair, error) {
 	key, certs, err := readPEM(path)
-	if err != nil {
-		return pair{}, err
-	}
-	if len(certs) != 1 {
-		return pair{}, fmt.Errorf("%s has %d certificates, where one is wanted", path, len(certs))
-	}
-	return pair{cert: certs[0], key: key}, nil
+	return pair{key: key, certs: certs}, err
 }
 
 // writePEM replaces a file by a key and certificates, at once and durably; nobody but its owner may read it.

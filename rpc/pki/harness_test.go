@@ -64,7 +64,7 @@ func forge(t testing.TB, a *Authority, change func(*x509.Certificate)) tls.Certi
 	if err != nil {
 		t.Fatal(err)
 	}
-	return shows(t, key, der, a.issuer.Raw, a.root.Raw)
+	return shows(t, key, der, a.issuer.Raw, a.roots[0].Raw)
 }
 
 // template is a good master's certificate.

@@ -34,13 +34,14 @@ func (h *Holder) ServerTLS() *tls.Config {
 	return outer
 }
 
-// PeerOf is whom a connection that a server accepted shows at its other end; nobody, and why, where it isn't vouched for.
-func (h *Holder) PeerOf(state tls.ConnectionState) (Identity, error) {
+// PeerOf is whom the certificates name that the other end of an accepted connection has shown; nobody, and why, where it isn't
+// vouched for.
+func (h *Holder) PeerOf(shown []*x509.Certificate) (Identity, error) {
 	c := h.Get()
 	if c == nil {
 		return Identity{}, errors.New("this server has no identity yet")
 	}
-	return Verify(state.PeerCertificates, c.roots, c.Identity.Grid, x509.ExtKeyUsageClientAuth, time.Now())
+	return Verify(shown, c.roots, c.Identity.Grid, x509.ExtKeyUsageClientAuth, time.Now())
 }
 
 // Peer is whom a client wants to find at the other end: a kind, and a name unless any will do.

@@ -47,14 +47,14 @@ func TestWhoIsTakenForWhat(t *testing.T) {
 		"expired":       {forge(t, ours, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "its certificate expired at", "its certificate expired at", "its certificate expired at"},
 		"not yet valid": {forge(t, ours, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "do the clocks", "do the clocks", "do the clocks"},
 		"self-signed":   {shows(t, key, self), foreign, foreign, wrongToken},
-		"self-signed, with the grid's own behind it": {shows(t, key, self, ours.issuer.Raw, ours.root.Raw), foreign, foreign, foreign},
+		"self-signed, with the grid's own behind it": {shows(t, key, self, ours.issuer.Raw, ours.roots[0].Raw), foreign, foreign, foreign},
 		"another grid with the same names":           {own(t, twin, MasterIdentity(gridID, "m")).cert, foreign, foreign, wrongToken},
 		"another grid's, with this one's root beside": {
 			withRoot(own(t, twin, MasterIdentity(gridID, "m")).cert, ours), foreign, foreign, foreign,
 		},
 		"another grid": {own(t, other, MasterIdentity("another", "m")).cert, foreign, foreign, wrongToken},
 		"the authority itself": {
-			shows(t, ours.key, ours.issuer.Raw, ours.root.Raw), "an authority's certificate as its own",
+			shows(t, ours.key, ours.issuer.Raw, ours.roots[0].Raw), "an authority's certificate as its own",
 			"an authority's certificate as its own", "names no identity",
 		},
 		"a leaf that would sign": {
@@ -100,7 +100,7 @@ func TestWhoIsTakenForWhat(t *testing.T) {
 			if m.server != nil { // it is let through, and told why it is nobody
 				t.Errorf("the server breaks off: %v", m.server)
 			}
-			id, err := master.PeerOf(m.seen)
+			id, err := master.PeerOf(m.seen.PeerCertificates)
 			wantWords(t, "as a caller", err, c.caller)
 			if (err == nil) == (id == Identity{}) {
 				t.Errorf("it is taken for %v, with %v", id, err)
@@ -128,7 +128,7 @@ func cut(c tls.Certificate, n int) tls.Certificate {
 }
 
 func withRoot(c tls.Certificate, a *Authority) tls.Certificate {
-	c.Certificate = append(c.Certificate[:len(c.Certificate):len(c.Certificate)], a.root.Raw)
+	c.Certificate = append(c.Certificate[:len(c.Certificate):len(c.Certificate)], a.roots[0].Raw)
 	return c
 }
 
@@ -171,7 +171,7 @@ func TestWhoHasNoIdentity(t *testing.T) {
 		if m.client != nil || m.server != nil {
 			t.Errorf("%s isn't let through: %v, %v", name, m.client, m.server)
 		}
-		id, err := server.PeerOf(m.seen)
+		id, err := server.PeerOf(m.seen.PeerCertificates)
 		wantWords(t, name, err, "it shows no certificate")
 		if id != (Identity{}) {
 			t.Errorf("%s is taken for %s", name, id)
@@ -180,7 +180,7 @@ func TestWhoHasNoIdentity(t *testing.T) {
 	wantWords(t, "a client without identity", meet(t, ClientTLS(all(), Peer{Kind: Master}), server.ServerTLS()).client, errNoIdentity.Error())
 	empty := &Holder{}
 	wantWords(t, "a server without identity", meet(t, ClientTLS(all(c), Peer{Kind: Master}), empty.ServerTLS()).server, "no identity yet")
-	_, err := empty.PeerOf(tls.ConnectionState{})
+	_, err := empty.PeerOf(nil)
 	wantWords(t, "its word on a peer", err, "no identity yet")
 }
 
@@ -191,7 +191,7 @@ func TestSeveralGrids(t *testing.T) {
 	for grid, want := range map[*Authority]string{a: "user ann", b: "user bob"} {
 		server := holder(own(t, grid, MasterIdentity(grid.grid, "m")))
 		m := meet(t, client, server.ServerTLS())
-		id, err := server.PeerOf(m.seen)
+		id, err := server.PeerOf(m.seen.PeerCertificates)
 		if m.client != nil || err != nil || id.String() != want || id.Grid != grid.grid {
 			t.Errorf("grid %s sees %s (%v), the client %v", grid.grid, id, err, m.client)
 		}
@@ -226,7 +226,7 @@ func TestCredentialsAreReplacedUnderHandshakes(t *testing.T) {
 	seen := map[string]bool{}
 	for range 50 {
 		m := meet(t, ends[0], ends[1])
-		id, err := server.PeerOf(m.seen)
+		id, err := server.PeerOf(m.seen.PeerCertificates)
 		if m.client != nil || m.server != nil || err != nil || id.Name != "agent-001" {
 			t.Fatalf("client %v, server %v, caller %s %v", m.client, m.server, id, err)
 		}
