@@ -52,7 +52,7 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 				t.Fatalf("without a crash there were %d steps, the last %q", whole, last)
 			}
 			names := map[string]int{}
-			for k := range c.steps(whole) {
+			for k := range steps(t, whole) {
 				steps, last := operation(c, k)
 				names[last]++
 				if t.Failed() {
@@ -67,8 +67,8 @@ func TestAgentKilledAtEachStep(t *testing.T) {
 	}
 }
 
-// steps yields those at which the agent is to be killed, of about so many.
-func (c *crashed) steps(whole int) func(func(int) bool) {
+// steps yields those at which a process is to be killed, of about so many.
+func steps(t *testing.T, whole int) func(func(int) bool) {
 	return func(yield func(int) bool) {
 		if os.Getenv("SUTRA_SOAK_ROUNDS") != "" {
 			for k := 1; k <= whole+whole/4; k++ { // how many there are varies with the heartbeats between
@@ -79,9 +79,9 @@ func (c *crashed) steps(whole int) func(func(int) bool) {
 			return
 		}
 		seed := rand.Uint64()
-		c.t.Logf("seed %d", seed)
+		t.Logf("seed %d", seed)
 		random := rand.New(rand.NewPCG(seed, 0))
-		count := min(rounds(c.t), whole)
+		count := min(rounds(t), whole)
 		for i := range count {
 			from, to := whole*i/count, whole*(i+1)/count
 			if !yield(1 + from + random.IntN(to-from)) {

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -419,13 +420,43 @@ func TestRenewalUnderLoad(t *testing.T) {
 	g.StartAgent("agent-001", manyProfiles)
 	node := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "sleep"})
 	logs := g.Launch("logs", "logs", "-n", node.GetNodeId(), "-f")
+	stop := calling(t, g, node)
+	file := filepath.Join(g.Home, "agents", "agent-001", "identity.pem")
+	seen := map[string]bool{}
+	harness.Await(t, "the agent's certificate to be renewed", func() error {
+		c, err := pki.Load(file)
+		if err != nil {
+			return err
+		}
+		seen[c.Expires.String()] = true
+		if len(seen) < 4+rounds(t)/5 {
+			return fmt.Errorf("%d times so far", len(seen))
+		}
+		return nil
+	})
+	calls := stop()
+	if !logs.Running() {
+		t.Errorf("the stream has ended:\n%s", logs.Log())
+	}
+	logs.Signal(syscall.SIGINT)
+	// What was away for longer than a certificate lasts comes back, too.
+	if out := g.MustRun("status"); !strings.Contains(out, "1 HEALTHY") {
+		t.Errorf("status:\n%s", out)
+	}
+	t.Logf("%d calls, %d certificates", calls, len(seen))
+}
+
+// calling has four callers ask for a node's live state until stop, which fails the test where a call has failed, and returns how many
+// there were. Each has one identity all the time: it is the master's and the agents' that change.
+func calling(t *testing.T, g *harness.Grid, node *sutrav1.Node) (stop func() int) {
+	t.Helper()
 	_, grid := g.Authority()
-	admin := g.As(pki.UserIdentity(grid, "test", sutrav1.Role_ROLE_ADMIN)) // the master's and the agent's are what is renewed
+	admin := g.As(pki.UserIdentity(grid, "test", sutrav1.Role_ROLE_ADMIN))
 	ctx, cancel := context.WithCancel(t.Context())
 	var group sync.WaitGroup
-	failed := make(chan error, 100)
-	calls := make([]int, 4)
-	for i := range calls {
+	var calls atomic.Int64
+	failed := make(chan error, 10)
+	for range 4 {
 		group.Go(func() {
 			channel := rpc.Master(g.Endpoint, admin, nil)
 			defer channel.Close()
@@ -441,38 +472,23 @@ func TestRenewalUnderLoad(t *testing.T) {
 					default:
 					}
 				}
-				calls[i]++
+				calls.Add(1)
 			}
 		})
 	}
-	file := filepath.Join(g.Home, "agents", "agent-001", "identity.pem")
-	seen := map[string]bool{}
-	harness.Await(t, "the agent's certificate to be renewed", func() error {
-		c, err := pki.Load(file)
-		if err != nil {
-			return err
+	return func() int {
+		t.Helper()
+		cancel()
+		group.Wait()
+		close(failed)
+		for err := range failed {
+			t.Errorf("of %d calls some failed, one with: %v", calls.Load(), err)
 		}
-		seen[c.Expires.String()] = true
-		if len(seen) < 4+rounds(t)/5 {
-			return fmt.Errorf("%d times so far", len(seen))
+		if calls.Load() == 0 {
+			t.Error("nothing was called")
 		}
-		return nil
-	})
-	cancel()
-	group.Wait()
-	close(failed)
-	for err := range failed {
-		t.Errorf("of %v calls one failed: %v", calls, err)
+		return int(calls.Load())
 	}
-	if !logs.Running() {
-		t.Errorf("the stream has ended:\n%s", logs.Log())
-	}
-	logs.Signal(syscall.SIGINT)
-	// What was away for longer than a certificate lasts comes back, too.
-	if out := g.MustRun("status"); !strings.Contains(out, "1 HEALTHY") {
-		t.Errorf("status:\n%s", out)
-	}
-	t.Logf("%v calls, %d certificates", calls, len(seen))
 }
 
 // An agent that slept for longer than its certificate lasts comes back by itself; its nodes are as they were.

@@ -13,9 +13,6 @@ import (
 	"github.com/sutra-grid/sutra/roles/master"
 )
 
-// maxCertificateLife bounds how long a stolen key is of use.
-const maxCertificateLife = 30 * 24 * time.Hour
-
 func masterCommand(s *client.Streams, version string) *cli.Command {
 	defaults := health.DefaultThresholds()
 	return &cli.Command{
@@ -47,8 +44,8 @@ func masterCommand(s *client.Streams, version string) *cli.Command {
 			if err := cfg.Thresholds.Validate(); err != nil {
 				return &client.UsageError{Message: err.Error()}
 			}
-			if cfg.CertificateLife < time.Second || cfg.CertificateLife > maxCertificateLife {
-				return &client.UsageError{Message: fmt.Sprintf("--certificate-life %s isn't between 1s and %s", cfg.CertificateLife, maxCertificateLife)}
+			if cfg.CertificateLife < time.Second || cfg.CertificateLife > master.MaxCertificateLife {
+				return &client.UsageError{Message: fmt.Sprintf("--certificate-life %s isn't between 1s and %s", cfg.CertificateLife, master.MaxCertificateLife)}
 			}
 			if err := cfg.Insecure.Allows(c.String("listen")); err != nil {
 				return &client.UsageError{Message: err.Error(), Hint: "sutra master --insecure --listen 127.0.0.1:7000"}

@@ -131,7 +131,7 @@ func (a *Audit) call(ctx context.Context, method string, start time.Time, req, r
 // is ever read, so that one which holds a secret needs nobody to think of it.
 func tellable(name protoreflect.Name) (top, nested bool) {
 	switch name {
-	case "agent_id", "node_id", "token_id", "request_id", "profile", "port", "storage_path", "memory_limit_mb", "role", "endpoint", "uses_left":
+	case "agent_id", "node_id", "token_id", "request_id", "profile", "port", "storage_path", "memory_limit_mb", "role", "endpoint", "uses_left", "root":
 		return true, true
 	case "name", "reason", "uses", "ttl", "epoch":
 		return true, false

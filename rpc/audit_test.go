@@ -143,7 +143,7 @@ func TestAuditTellsNoSecrets(t *testing.T) {
 					for key := range what {
 						if !slices.Contains([]string{
 							"agent_id", "node_id", "token_id", "request_id", "profile", "port", "storage_path", "memory_limit_mb", "role",
-							"endpoint", "uses_left", "name", "reason", "uses", "ttl", "epoch",
+							"endpoint", "uses_left", "root", "name", "reason", "uses", "ttl", "epoch",
 						}, key) {
 							t.Errorf("of %s a record has %s: %v", d.Name(), key, what[key])
 						}

@@ -41,6 +41,9 @@ const (
 	PathUnusable     Reason = "PATH_UNUSABLE"
 	WrongAgent       Reason = "WRONG_AGENT"
 	EpochSuperseded  Reason = "EPOCH_SUPERSEDED"
+	RotationUnderWay Reason = "ROTATION_UNDER_WAY"
+	NoRotation       Reason = "NO_ROTATION"
+	AgentsLeft       Reason = "AGENTS_LEFT"
 	NodeDiedEarly    Reason = "NODE_DIED_EARLY"
 	StoppedMeanwhile Reason = "STOPPED_MEANWHILE"
 
@@ -85,6 +88,9 @@ func Codes() map[Reason]codes.Code {
 		PathUnusable:        codes.FailedPrecondition,
 		WrongAgent:          codes.FailedPrecondition,
 		EpochSuperseded:     codes.FailedPrecondition,
+		RotationUnderWay:    codes.FailedPrecondition,
+		NoRotation:          codes.FailedPrecondition,
+		AgentsLeft:          codes.FailedPrecondition,
 		NodeDiedEarly:       codes.Aborted,
 		StoppedMeanwhile:    codes.Aborted,
 		Unauthenticated:     codes.Unauthenticated,

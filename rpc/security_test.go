@@ -91,6 +91,7 @@ var mayCall = map[string]string{
 	"/sutra.v1.GridMaster/Enroll": "anyone", "/sutra.v1.GridMaster/Renew": "anyone",
 	"/sutra.v1.GridMaster/CreateToken": "admin", "/sutra.v1.GridMaster/ListTokens": "admin", "/sutra.v1.GridMaster/RevokeToken": "admin",
 	"/sutra.v1.GridMaster/BanAgent": "admin", "/sutra.v1.GridMaster/UnbanAgent": "admin",
+	"/sutra.v1.GridMaster/GetAuthority": "admin", "/sutra.v1.GridMaster/RotateAuthority": "admin", "/sutra.v1.GridMaster/RetireAuthority": "admin",
 	"/sutra.v1.GridMaster/SpawnNode": "operator admin", "/sutra.v1.GridMaster/StopNode": "operator admin",
 	"/sutra.v1.GridMaster/RestartNode": "operator admin", "/sutra.v1.GridMaster/RemoveNode": "operator admin",
 	"/sutra.v1.GridMaster/GetNodeStatus": "viewer operator admin", "/sutra.v1.GridMaster/ListNodes": "viewer operator admin",

@@ -79,9 +79,7 @@ func (g *Grid) StartMaster(args ...string) *Process {
 		g.Endpoint, g.HTTP = said.Endpoint, said.HTTP
 		return nil
 	})
-	_, grid := g.Authority()
-	admin := g.As(pki.UserIdentity(grid, "test", sutrav1.Role_ROLE_ADMIN))()
-	g.credentials.Store(&admin)
+	g.BecomeAdmin()
 	if g.channel == nil {
 		g.channel = rpc.Master(g.Endpoint, g.Credentials, nil)
 	}
@@ -90,6 +88,14 @@ func (g *Grid) StartMaster(args ...string) *Process {
 		return err
 	})
 	return g.master
+}
+
+// BecomeAdmin gives the test an admin's identity, by the grid's newest root.
+func (g *Grid) BecomeAdmin() {
+	g.t.Helper()
+	_, grid := g.Authority()
+	admin := g.As(pki.UserIdentity(grid, "test", sutrav1.Role_ROLE_ADMIN))()
+	g.credentials.Store(&admin)
 }
 
 // Credentials are an admin's, which last for as long as any test.

@@ -195,6 +195,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		guard.Credentials = &a.identity.held
 	}
 	server := rpc.NewServer(log, a.metrics, guard)
+	if a.identity != nil {
+		a.identity.expel = server.Expel
+	}
 	sutrav1.RegisterGridAgentServer(server, &service{agentID: a.self.GetAgentId(), nodes: a.nodes})
 
 	// What talks outlives what works: while nodes stop, the master can ask for them and hears the last of them.

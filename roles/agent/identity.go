@@ -27,10 +27,15 @@ type identity struct {
 	log   zerolog.Logger
 
 	held pki.Holder
+	// soon holds a token while the master wants the certificate renewed before it is due.
+	soon chan struct{}
+	// expel ends connections by roots that aren't trusted any more.
+	expel func()
 }
 
 // openIdentity reads the identity that is there; there may be none yet.
 func openIdentity(i *identity) (*identity, error) {
+	i.soon = make(chan struct{}, 1)
 	c, err := pki.Load(i.file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -46,11 +51,12 @@ func openIdentity(i *identity) (*identity, error) {
 	return i, nil
 }
 
-// ensure makes sure that there is an identity which a master takes: it joins the grid, or renews what has expired.
-func (i *identity) ensure(ctx context.Context, master string) error {
+// ensure makes sure that there is an identity which a master takes: it joins the grid, or renews what has expired. foreign tells that
+// the master was found to be of none of the identity's roots.
+func (i *identity) ensure(ctx context.Context, master string, foreign bool) error {
 	c := i.held.Get()
 	switch {
-	case c == nil, i.madeAnew(c):
+	case c == nil, foreign && i.elsewhere(c):
 		return i.join(ctx, master)
 	case time.Now().After(c.Expires):
 		return i.renew(ctx, master)
@@ -74,9 +80,9 @@ func (i *identity) tokenText() (text, from string, err error) {
 	return string(data), from, nil
 }
 
-// madeAnew tells whether there is a token of another grid than the identity's: the operator moved the agent, or the master
-// of this host lost all it had.
-func (i *identity) madeAnew(c *pki.Credentials) bool {
+// elsewhere tells whether there is a token of a root that the identity doesn't trust: the operator moved the agent to another
+// grid, the master of this host lost all it had, or the grid moved to another root without this agent.
+func (i *identity) elsewhere(c *pki.Credentials) bool {
 	text, _, err := i.tokenText()
 	if err != nil {
 		return false
@@ -133,6 +139,7 @@ func (i *identity) take(c *pki.Credentials) error {
 		i.log.Warn().Err(err).Msg("identity not saved")
 	}
 	i.held.Set(c)
+	i.expel()
 	return nil
 }
 
@@ -165,6 +172,17 @@ func (i *identity) renew(ctx context.Context, master string) error {
 	return i.take(c)
 }
 
+// hurry has the certificate renewed soon.
+func (i *identity) hurry() {
+	select {
+	case i.soon <- struct{}{}:
+	default:
+	}
+}
+
+// soonWithin is how long the agents of a grid take at most to do what they are asked to do soon, so that not all do it at once.
+const soonWithin = 30 * time.Second
+
 // keep renews the certificate in time, until ctx ends. One that expires all the same is renewed by ensure.
 func (i *identity) keep(ctx context.Context, master func() string) {
 	for ctx.Err() == nil {
@@ -173,13 +191,25 @@ func (i *identity) keep(ctx context.Context, master func() string) {
 			sleep(ctx, time.Second)
 			continue
 		}
-		if !sleep(ctx, max(time.Until(c.RenewAt()), 0)) {
+		due := time.NewTimer(time.Until(c.RenewAt()))
+		select {
+		case <-ctx.Done():
+		case <-due.C:
+		case <-i.soon:
+			sleep(ctx, rand.N(max(min(soonWithin, c.Expires.Sub(c.Begins)/10), 1)))
+		}
+		due.Stop()
+		if ctx.Err() != nil {
 			return
 		}
 		if err := i.renew(ctx, master()); err != nil && ctx.Err() == nil {
 			i.log.Warn().Err(err).Time("certificate_ends", c.Expires).Msg("identity not renewed; trying on")
 			pause := min(max(c.Expires.Sub(c.Begins)/20, time.Second), time.Minute)
 			sleep(ctx, pause/2+rand.N(pause/2))
+		}
+		select {
+		case <-i.soon: // asked for before this
+		default:
 		}
 	}
 }

@@ -115,12 +115,12 @@ func (l *link) next() {
 // register tries until the master accepts, for as long as it is away. A refusal that no time heals is an
 // error before the first success; later the agent goes on trying, because it has nodes to run.
 func (l *link) register(ctx context.Context, first bool) error {
-	said := ""
+	said, foreign := "", map[string]bool{}
 	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, lastPause) {
 		var resp *sutrav1.RegisterAgentResponse
 		var err error
 		if l.identity != nil {
-			err = l.identity.ensure(ctx, l.master())
+			err = l.identity.ensure(ctx, l.master(), foreign[l.master()])
 		}
 		if err == nil {
 			resp, err = l.client.RegisterAgent(ctx, &sutrav1.RegisterAgentRequest{
@@ -140,6 +140,7 @@ func (l *link) register(ctx context.Context, first bool) error {
 		if first && l.forGood(e) {
 			return e
 		}
+		foreign[l.master()] = e.Reason == rpc.UntrustedPeer
 		if e.Message != said {
 			said = e.Message
 			event := l.log.Warn().Err(e)
@@ -188,6 +189,9 @@ func (l *link) beat(ctx context.Context) time.Duration {
 				l.log.Info().Str("master", l.master()).Msg("the master answers again")
 			}
 			missed, l.acknowledged, l.measured, l.full = false, now, measured, resp.GetWantFull()
+			if resp.GetWantRenewal() && l.identity != nil {
+				l.identity.hurry()
+			}
 			if l.full {
 				if !sleep(ctx, settle) {
 					return 0

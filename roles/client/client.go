@@ -126,7 +126,7 @@ func (c *client) commands() []*cli.Command {
 	all := []*cli.Command{
 		c.spawnCommand(), c.stopCommand(), c.restartCommand(), c.removeCommand(), c.statusCommand(),
 		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.logsCommand(), c.smokeCommand(),
-		c.agentsCommand(), c.tokenCommand(), c.loginCommand(),
+		c.agentsCommand(), c.tokenCommand(), c.loginCommand(), c.caCommand(),
 	}
 	shared(all)
 	return all
@@ -213,7 +213,7 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 		if s.home, err = config.Home(home); err != nil {
 			return &UsageError{Message: err.Error()}
 		}
-		if err := s.dial(cctx); err != nil {
+		if err := s.dial(cctx, func(c *pki.Credentials) bool { return !time.Now().Before(c.RenewAt()) }); err != nil {
 			return err
 		}
 		defer func() { s.channel.Close() }()
@@ -222,8 +222,8 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 	}
 }
 
-// dial makes the channel to the master, with this account's identities or in the clear.
-func (s *session) dial(cctx *cli.Context) error {
+// dial makes the channel to the master, with this account's identities, those that are due renewed, or in the clear.
+func (s *session) dial(cctx *cli.Context, due func(*pki.Credentials) bool) error {
 	insecure := InsecureOf(cctx)
 	if err := insecure.Allows(s.endpoint); err != nil {
 		return &UsageError{Message: err.Error()}
@@ -236,7 +236,7 @@ func (s *session) dial(cctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	all = s.renewed(cctx, all, files)
+	all = s.renewed(cctx, all, files, due)
 	s.channel = rpc.Master(s.endpoint, func() []*pki.Credentials { return all }, nil)
 	return nil
 }

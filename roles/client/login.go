@@ -107,8 +107,8 @@ func credentials(home string) (all []*pki.Credentials, files map[*pki.Credential
 // renewalTime bounds what a verb takes to renew identities before its own call: that a master isn't there is to be said soon.
 const renewalTime = 2 * time.Second
 
-// renewed renews those of the credentials that are due and whose grid this master's is. What can't be renewed is used as it is.
-func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials, files map[*pki.Credentials]string) []*pki.Credentials {
+// renewed renews those of the credentials that are due, or all, and whose grid this master's is. What can't be renewed is used as it is.
+func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials, files map[*pki.Credentials]string, due func(*pki.Credentials) bool) []*pki.Credentials {
 	limit := renewalTime
 	if s.timeout > 0 {
 		limit = min(limit, s.timeout)
@@ -116,8 +116,7 @@ func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials, files map[*
 	ctx, cancel := context.WithTimeout(cctx.Context, limit)
 	defer cancel()
 	for i, c := range all {
-		now := time.Now()
-		if now.Before(c.RenewAt()) {
+		if !due(c) {
 			continue
 		}
 		request, err := pki.Request(c.Key())
@@ -125,7 +124,7 @@ func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials, files map[*
 			continue
 		}
 		req := &sutrav1.RenewRequest{CertificateRequest: request}
-		if now.After(c.Expires) {
+		if time.Now().After(c.Expires) {
 			req.ExpiredChain = c.Chain()
 		}
 		channel := rpc.Master(s.endpoint, func() []*pki.Credentials { return []*pki.Credentials{c} }, nil)

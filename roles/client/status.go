@@ -51,6 +51,9 @@ func (s *session) clusterTable(r *sutrav1.GetClusterStatusResponse) table {
 	if r.GetRootExpiresAt() != nil {
 		t.add(text("security"), text(fmt.Sprintf("TLS; the grid's root until %s, the master's certificate until %s, renewed before",
 			r.GetRootExpiresAt().AsTime().UTC().Format(time.DateOnly), r.GetCertificateExpiresAt().AsTime().UTC().Format(time.RFC3339))))
+		if since := r.GetRotatedAt(); since != nil {
+			t.add(text("authority"), text(fmt.Sprintf("moving to another root since %s; the next step: sutra ca retire", since.AsTime().UTC().Format(time.RFC3339))))
+		}
 	} else {
 		t.add(text("security"), text("none: everything is sent in the clear (--insecure)"))
 	}

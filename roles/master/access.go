@@ -29,13 +29,17 @@ const (
 
 // access is what a master knows of who may come in.
 type access struct {
-	authority *pki.Authority
-	grid      string
+	grid string
 	// life is how long the certificates last that it gives.
 	life time.Duration
+	// changing is held by whoever replaces the authority, also while its files are written: nobody else waits for it.
+	changing sync.Mutex
 
-	mu   sync.RWMutex // guards bans
-	bans map[string]*sutrav1.BanRecord
+	mu        sync.RWMutex // guards what follows
+	bans      map[string]*sutrav1.BanRecord
+	authority *pki.Authority
+	// moved are the agents that have shown a certificate of the newest root's since the grid began to move to it.
+	moved map[string]bool
 }
 
 // banned says why an identity is kept out; nil where it isn't.
@@ -58,7 +62,8 @@ func (a *access) banned(id pki.Identity) error {
 
 // certify gives an identity a certificate for a key.
 func (a *access) certify(request []byte, id pki.Identity) (*sutrav1.Certificates, error) {
-	chain, err := a.authority.Issue(request, id, a.life)
+	authority := a.current()
+	chain, err := authority.Issue(request, id, a.life)
 	if err != nil {
 		return nil, rpc.Invalid(rpc.Violation{Field: "certificate_request", Description: err.Error()})
 	}
@@ -66,7 +71,7 @@ func (a *access) certify(request []byte, id pki.Identity) (*sutrav1.Certificates
 	for _, c := range chain {
 		answer.Chain = append(answer.Chain, c.Raw)
 	}
-	for _, c := range a.authority.Roots() {
+	for _, c := range authority.Roots() {
 		answer.Roots = append(answer.Roots, c.Raw)
 	}
 	return answer, nil
@@ -165,7 +170,7 @@ func (s *service) Renew(ctx context.Context, req *sutrav1.RenewRequest) (*sutrav
 	if id == (pki.Identity{}) {
 		chain, err := pki.ParseCertificates(req.GetExpiredChain())
 		if err == nil {
-			id, err = pki.VerifyExpired(chain, s.access.authority.Roots(), s.access.grid, key, time.Now(), graceAfterExpiry)
+			id, err = pki.VerifyExpired(chain, s.access.current().Roots(), s.access.grid, key, time.Now(), graceAfterExpiry)
 		}
 		if err != nil {
 			return nil, rpc.Errorf(rpc.Unauthenticated, "who asks to be renewed isn't known: %v", err).
@@ -214,13 +219,15 @@ func (s *service) CreateToken(ctx context.Context, req *sutrav1.CreateTokenReque
 		return nil, err
 	}
 	now := time.Now()
-	token, err := pki.NewToken(s.access.authority.Hash())
+	root := s.access.current().Roots()[0]
+	token, err := pki.NewToken(sha256.Sum256(root.Raw))
 	if err != nil {
 		return nil, err
 	}
 	rec := &sutrav1.TokenRecord{
 		TokenId: token.ID, SecretSha256: token.SecretHash(), Role: role, AgentId: req.GetAgentId(), UsesLeft: uses,
 		CreatedAt: timestamppb.New(now), ExpiresAt: timestamppb.New(now.Add(life)), CreatedBy: caller(ctx),
+		Root: name(root),
 	}
 	if err := s.store.SaveToken(ctx, rec); err != nil {
 		return nil, persisted(err)

@@ -44,18 +44,19 @@ func (s *service) RegisterAgent(ctx context.Context, req *sutrav1.RegisterAgentR
 		return nil, persisted(err)
 	}
 	s.registry.Register(claim, req.GetNodes(), time.Now())
+	s.access.shown(a.GetAgentId(), rpc.CertificateOf(ctx))
 	s.log.Info().Str("agent_id", a.GetAgentId()).Str("endpoint", a.GetEndpoint()).Str("hostname", a.GetHostname()).
 		Uint64("epoch", claim.GetEpoch()).Int("nodes", len(req.GetNodes())).Msg("agent registered")
 	return &sutrav1.RegisterAgentResponse{GridId: s.store.GridID(), Epoch: claim.GetEpoch(), MasterVersion: s.version}, nil
 }
 
-func (s *service) Heartbeat(_ context.Context, req *sutrav1.HeartbeatRequest) (*sutrav1.HeartbeatResponse, error) {
+func (s *service) Heartbeat(ctx context.Context, req *sutrav1.HeartbeatRequest) (*sutrav1.HeartbeatResponse, error) {
 	wantFull, err := s.registry.Beat(req, time.Now())
 	s.metrics.beat(err)
 	if err != nil {
 		return nil, err
 	}
-	return &sutrav1.HeartbeatResponse{WantFull: wantFull}, nil
+	return &sutrav1.HeartbeatResponse{WantFull: wantFull, WantRenewal: s.access.shown(req.GetAgentId(), rpc.CertificateOf(ctx))}, nil
 }
 
 // UnregisterAgent: an agent that leaves no node behind is forgotten, so that nobody waits for it. One that does is OFFLINE.

@@ -2,6 +2,7 @@ package master
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,7 +22,7 @@ import (
 // secure opens the grid's authority and gives this master its identity, and leaves on this host what its agents and its
 // people need: an admin's identity and a token. In the clear it does nothing of that.
 func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access, error) {
-	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[string]*sutrav1.BanRecord{}}
+	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[string]*sutrav1.BanRecord{}, moved: map[string]bool{}}
 	for _, b := range bans {
 		a.bans[b.GetAgentId()] = b
 	}
@@ -35,16 +36,24 @@ func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access
 	}
 	m.identity = &pki.Holder{}
 	rpc.ExportCredentials(m.metrics, m.identity)
+	return a, m.anew(ctx, a)
+}
+
+// anew gives this master and this host what they have from the authority: after a start, and when the authority is another.
+func (m *Master) anew(ctx context.Context, a *access) error {
+	if m.identity == nil {
+		return nil
+	}
 	if err := m.renewOwn(a); err != nil {
-		return nil, err
+		return err
 	}
 	if err := m.leaveAdmin(a); err != nil {
-		return nil, fmt.Errorf("leave an admin's identity for this account: %w", err)
+		return fmt.Errorf("leave an admin's identity for this account: %w", err)
 	}
 	if err := m.leaveToken(ctx, a); err != nil {
-		return nil, fmt.Errorf("leave a token for this host's agents: %w", err)
+		return fmt.Errorf("leave a token for this host's agents: %w", err)
 	}
-	return a, nil
+	return nil
 }
 
 // leaveAdmin leaves an admin's identity for this account, unless somebody has joined with it as somebody else.
@@ -53,7 +62,7 @@ func (m *Master) leaveAdmin(a *access) error {
 	if there, err := pki.Load(path); err == nil && there.Identity != id {
 		return nil
 	}
-	admin, err := a.authority.Own(id, a.life)
+	admin, err := a.current().Own(id, a.life)
 	if err != nil {
 		return err
 	}
@@ -67,7 +76,7 @@ func masterName() string {
 }
 
 func (m *Master) renewOwn(a *access) error {
-	own, err := a.authority.Own(pki.MasterIdentity(a.grid, masterName()), a.life)
+	own, err := a.current().Own(pki.MasterIdentity(a.grid, masterName()), a.life)
 	if err != nil {
 		return fmt.Errorf("give this master its identity: %w", err)
 	}
@@ -104,7 +113,7 @@ func (m *Master) leaveToken(ctx context.Context, a *access) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if there, bad := pki.ParseToken(string(data)); err == nil && bad == nil && there.Root == a.authority.Hash() {
+	if there, bad := pki.ParseToken(string(data)); err == nil && bad == nil && there.Root == a.current().Hash() {
 		good := false
 		err := m.store.ChangeToken(ctx, there.ID, func(t *sutrav1.TokenRecord) error {
 			good = t.GetLocal() && there.Matches(t.GetSecretSha256())
@@ -114,13 +123,14 @@ func (m *Master) leaveToken(ctx context.Context, a *access) error {
 			return err
 		}
 	}
-	token, err := pki.NewToken(a.authority.Hash())
+	root := a.current().Roots()[0]
+	token, err := pki.NewToken(sha256.Sum256(root.Raw))
 	if err != nil {
 		return err
 	}
 	rec := &sutrav1.TokenRecord{
 		TokenId: token.ID, SecretSha256: token.SecretHash(), Role: sutrav1.Role_ROLE_AGENT, Local: true, CreatedAt: timestamppb.Now(),
-		CreatedBy: "master",
+		CreatedBy: "master", Root: name(root),
 	}
 	if err := m.store.SaveToken(ctx, rec); err != nil {
 		return err

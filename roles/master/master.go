@@ -104,7 +104,7 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 	m.pool = rpc.NewPool(rpc.Held(m.identity), m.rpc)
 	m.service = &service{
 		store: st, registry: m.registry, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
-		thresholds: cfg.Thresholds, version: cfg.Version, started: started, access: admittance, identity: m.identity, log: cfg.Log,
+		thresholds: cfg.Thresholds, version: cfg.Version, started: started, access: admittance, identity: m.identity, anew: m.anew, log: cfg.Log,
 	}
 	cfg.Log.Info().Str("version", cfg.Version).Str("grid_id", st.GridID()).Int("agents", len(state.Agents)).
 		Int("nodes", len(state.Nodes)).Str("home", cfg.Home).Msg("master starting")
@@ -204,6 +204,9 @@ func (m *Master) prune(ctx context.Context) error {
 			if count > 0 {
 				m.cfg.Log.Info().Int("records", count).Msg("pruned ended nodes")
 			}
+		}
+		if err := m.service.retireInTime(ctx); err != nil && ctx.Err() == nil {
+			m.cfg.Log.Warn().Err(err).Msg("the older root isn't retired; trying on")
 		}
 		for _, a := range m.registry.Idle(silentFor, now) {
 			m.service.forget(ctx, a)

@@ -31,7 +31,9 @@ type service struct {
 	access     *access
 	identity   *pki.Holder // nil: in the clear
 	// expel ends the connections of those who are banned by now.
-	expel   func()
+	expel func()
+	// anew gives the master and its host what they have from the authority.
+	anew    func(context.Context, *access) error
 	started time.Time
 	log     zerolog.Logger
 }

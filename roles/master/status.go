@@ -75,7 +75,11 @@ func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusReq
 		AgentsByHealth: map[string]uint32{}, NodesByPhase: map[string]uint32{},
 	}
 	if s.identity != nil {
-		resp.RootExpiresAt = timestamppb.New(s.access.authority.Roots()[0].NotAfter)
+		authority := s.access.current()
+		resp.RootExpiresAt = timestamppb.New(authority.Roots()[0].NotAfter)
+		if since := authority.Rotated(); !since.IsZero() {
+			resp.RotatedAt = timestamppb.New(since)
+		}
 		resp.CertificateExpiresAt = timestamppb.New(s.identity.Get().Expires)
 	}
 	usable := false

@@ -956,6 +956,416 @@ func (*UnbanAgentResponse) Descriptor() ([]byte, []int) {
 	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{15}
 }
 
+// Authority is what vouches for a grid's identities.
+type Authority struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest first. One, or two while the grid moves to another.
+	Roots []*Root `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`
+	// When the grid began to move to its newest root; unset where it doesn't move.
+	RotatedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=rotated_at,json=rotatedAt,proto3" json:"rotated_at,omitempty"`
+	// When the older root is retired by the master itself.
+	RetiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=retires_at,json=retiresAt,proto3" json:"retires_at,omitempty"`
+	// While the grid moves: the agents that have, and those that would be cut off if the older root were retired now. By agent_id.
+	AgentsMoved   []string `protobuf:"bytes,4,rep,name=agents_moved,json=agentsMoved,proto3" json:"agents_moved,omitempty"`
+	AgentsLeft    []string `protobuf:"bytes,5,rep,name=agents_left,json=agentsLeft,proto3" json:"agents_left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Authority) GetRoots() []*Root {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *Authority) GetRotatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RotatedAt
+	}
+	return nil
+}
+
+func (x *Authority) GetRetiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetiresAt
+	}
+	return nil
+}
+
+func (x *Authority) GetAgentsMoved() []string {
+	if x != nil {
+		return x.AgentsMoved
+	}
+	return nil
+}
+
+func (x *Authority) GetAgentsLeft() []string {
+	if x != nil {
+		return x.AgentsLeft
+	}
+	return nil
+}
+
+// Root is a certificate that is trusted for its own sake.
+type Root struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the certificate, in hex.
+	Root          string                 `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	BeginsAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=begins_at,json=beginsAt,proto3" json:"begins_at,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Root) Reset() {
+	*x = Root{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Root) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Root) ProtoMessage() {}
+
+func (x *Root) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Root.ProtoReflect.Descriptor instead.
+func (*Root) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Root) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *Root) GetBeginsAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BeginsAt
+	}
+	return nil
+}
+
+func (x *Root) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+type GetAuthorityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuthorityRequest) Reset() {
+	*x = GetAuthorityRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuthorityRequest) ProtoMessage() {}
+
+func (x *GetAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*GetAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{18}
+}
+
+type GetAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *Authority             `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuthorityResponse) Reset() {
+	*x = GetAuthorityResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuthorityResponse) ProtoMessage() {}
+
+func (x *GetAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*GetAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GetAuthorityResponse) GetAuthority() *Authority {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+type RotateAuthorityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The root that is to be replaced, as GetAuthority has named it first. Where it was replaced already, nothing is done.
+	Root          string `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityRequest) Reset() {
+	*x = RotateAuthorityRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityRequest) ProtoMessage() {}
+
+func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RotateAuthorityRequest) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+type RotateAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *Authority             `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityResponse) Reset() {
+	*x = RotateAuthorityResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityResponse) ProtoMessage() {}
+
+func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RotateAuthorityResponse) GetAuthority() *Authority {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+type RetireAuthorityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The root that is to be trusted no more, as GetAuthority has named it last. Where it isn't trusted, nothing is done.
+	Root string `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	// Cut off the agents that haven't moved.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireAuthorityRequest) Reset() {
+	*x = RetireAuthorityRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireAuthorityRequest) ProtoMessage() {}
+
+func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RetireAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RetireAuthorityRequest) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *RetireAuthorityRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RetireAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *Authority             `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireAuthorityResponse) Reset() {
+	*x = RetireAuthorityResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireAuthorityResponse) ProtoMessage() {}
+
+func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RetireAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RetireAuthorityResponse) GetAuthority() *Authority {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
 type RegisterAgentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// health, last_heartbeat, node_count and epoch are the master's to say and are ignored.
@@ -970,7 +1380,7 @@ type RegisterAgentRequest struct {
 
 func (x *RegisterAgentRequest) Reset() {
 	*x = RegisterAgentRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1392,7 @@ func (x *RegisterAgentRequest) String() string {
 func (*RegisterAgentRequest) ProtoMessage() {}
 
 func (x *RegisterAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1405,7 @@ func (x *RegisterAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentRequest.ProtoReflect.Descriptor instead.
 func (*RegisterAgentRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{16}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RegisterAgentRequest) GetAgent() *Agent {
@@ -1031,7 +1441,7 @@ type RegisterAgentResponse struct {
 
 func (x *RegisterAgentResponse) Reset() {
 	*x = RegisterAgentResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1453,7 @@ func (x *RegisterAgentResponse) String() string {
 func (*RegisterAgentResponse) ProtoMessage() {}
 
 func (x *RegisterAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1466,7 @@ func (x *RegisterAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentResponse.ProtoReflect.Descriptor instead.
 func (*RegisterAgentResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{17}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RegisterAgentResponse) GetGridId() string {
@@ -1099,7 +1509,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1521,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1534,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{18}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HeartbeatRequest) GetAgentId() string {
@@ -1187,7 +1597,7 @@ type NodeUsage struct {
 
 func (x *NodeUsage) Reset() {
 	*x = NodeUsage{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1609,7 @@ func (x *NodeUsage) String() string {
 func (*NodeUsage) ProtoMessage() {}
 
 func (x *NodeUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1622,7 @@ func (x *NodeUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUsage.ProtoReflect.Descriptor instead.
 func (*NodeUsage) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NodeUsage) GetNodeId() string {
@@ -1232,14 +1642,16 @@ func (x *NodeUsage) GetUsage() *Usage {
 type HeartbeatResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The master misses something: the next beat, due at once, is to be full.
-	WantFull      bool `protobuf:"varint,1,opt,name=want_full,json=wantFull,proto3" json:"want_full,omitempty"`
+	WantFull bool `protobuf:"varint,1,opt,name=want_full,json=wantFull,proto3" json:"want_full,omitempty"`
+	// The agent's certificate is by a root that the grid moves away from: it is to be renewed soon.
+	WantRenewal   bool `protobuf:"varint,2,opt,name=want_renewal,json=wantRenewal,proto3" json:"want_renewal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1663,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,12 +1676,19 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{20}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *HeartbeatResponse) GetWantFull() bool {
 	if x != nil {
 		return x.WantFull
+	}
+	return false
+}
+
+func (x *HeartbeatResponse) GetWantRenewal() bool {
+	if x != nil {
+		return x.WantRenewal
 	}
 	return false
 }
@@ -1284,7 +1703,7 @@ type UnregisterAgentRequest struct {
 
 func (x *UnregisterAgentRequest) Reset() {
 	*x = UnregisterAgentRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1715,7 @@ func (x *UnregisterAgentRequest) String() string {
 func (*UnregisterAgentRequest) ProtoMessage() {}
 
 func (x *UnregisterAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1728,7 @@ func (x *UnregisterAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterAgentRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterAgentRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{21}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UnregisterAgentRequest) GetAgentId() string {
@@ -1334,7 +1753,7 @@ type UnregisterAgentResponse struct {
 
 func (x *UnregisterAgentResponse) Reset() {
 	*x = UnregisterAgentResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1765,7 @@ func (x *UnregisterAgentResponse) String() string {
 func (*UnregisterAgentResponse) ProtoMessage() {}
 
 func (x *UnregisterAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1778,7 @@ func (x *UnregisterAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterAgentResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterAgentResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{22}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{30}
 }
 
 type SpawnNodeRequest struct {
@@ -1383,7 +1802,7 @@ type SpawnNodeRequest struct {
 
 func (x *SpawnNodeRequest) Reset() {
 	*x = SpawnNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1814,7 @@ func (x *SpawnNodeRequest) String() string {
 func (*SpawnNodeRequest) ProtoMessage() {}
 
 func (x *SpawnNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1827,7 @@ func (x *SpawnNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnNodeRequest.ProtoReflect.Descriptor instead.
 func (*SpawnNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{23}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SpawnNodeRequest) GetRequestId() string {
@@ -1462,7 +1881,7 @@ type SpawnNodeResponse struct {
 
 func (x *SpawnNodeResponse) Reset() {
 	*x = SpawnNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1893,7 @@ func (x *SpawnNodeResponse) String() string {
 func (*SpawnNodeResponse) ProtoMessage() {}
 
 func (x *SpawnNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1906,7 @@ func (x *SpawnNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnNodeResponse.ProtoReflect.Descriptor instead.
 func (*SpawnNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{24}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SpawnNodeResponse) GetNode() *Node {
@@ -1508,7 +1927,7 @@ type StopNodeRequest struct {
 
 func (x *StopNodeRequest) Reset() {
 	*x = StopNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1939,7 @@ func (x *StopNodeRequest) String() string {
 func (*StopNodeRequest) ProtoMessage() {}
 
 func (x *StopNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1952,7 @@ func (x *StopNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopNodeRequest.ProtoReflect.Descriptor instead.
 func (*StopNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{25}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StopNodeRequest) GetNodeId() string {
@@ -1562,7 +1981,7 @@ type StopNodeResponse struct {
 
 func (x *StopNodeResponse) Reset() {
 	*x = StopNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1993,7 @@ func (x *StopNodeResponse) String() string {
 func (*StopNodeResponse) ProtoMessage() {}
 
 func (x *StopNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +2006,7 @@ func (x *StopNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopNodeResponse.ProtoReflect.Descriptor instead.
 func (*StopNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{26}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StopNodeResponse) GetNode() *Node {
@@ -1615,7 +2034,7 @@ type RestartNodeRequest struct {
 
 func (x *RestartNodeRequest) Reset() {
 	*x = RestartNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +2046,7 @@ func (x *RestartNodeRequest) String() string {
 func (*RestartNodeRequest) ProtoMessage() {}
 
 func (x *RestartNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +2059,7 @@ func (x *RestartNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartNodeRequest.ProtoReflect.Descriptor instead.
 func (*RestartNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{27}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RestartNodeRequest) GetNodeId() string {
@@ -1666,7 +2085,7 @@ type RestartNodeResponse struct {
 
 func (x *RestartNodeResponse) Reset() {
 	*x = RestartNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +2097,7 @@ func (x *RestartNodeResponse) String() string {
 func (*RestartNodeResponse) ProtoMessage() {}
 
 func (x *RestartNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +2110,7 @@ func (x *RestartNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartNodeResponse.ProtoReflect.Descriptor instead.
 func (*RestartNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{28}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RestartNodeResponse) GetNode() *Node {
@@ -1710,7 +2129,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +2141,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +2154,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{29}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RemoveNodeRequest) GetNodeId() string {
@@ -1755,7 +2174,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +2186,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +2199,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{30}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RemoveNodeResponse) GetAlreadyRemoved() bool {
@@ -1801,7 +2220,7 @@ type GetNodeStatusRequest struct {
 
 func (x *GetNodeStatusRequest) Reset() {
 	*x = GetNodeStatusRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +2232,7 @@ func (x *GetNodeStatusRequest) String() string {
 func (*GetNodeStatusRequest) ProtoMessage() {}
 
 func (x *GetNodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2245,7 @@ func (x *GetNodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{31}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetNodeStatusRequest) GetNodeId() string {
@@ -1857,7 +2276,7 @@ type GetNodeStatusResponse struct {
 
 func (x *GetNodeStatusResponse) Reset() {
 	*x = GetNodeStatusResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2288,7 @@ func (x *GetNodeStatusResponse) String() string {
 func (*GetNodeStatusResponse) ProtoMessage() {}
 
 func (x *GetNodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2301,7 @@ func (x *GetNodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{32}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetNodeStatusResponse) GetNode() *Node {
@@ -1925,7 +2344,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2356,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2369,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{33}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListNodesRequest) GetAgentId() string {
@@ -1977,7 +2396,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2408,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2421,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{34}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2020,7 +2439,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2451,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2464,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{35}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{43}
 }
 
 type ListAgentsResponse struct {
@@ -2058,7 +2477,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2489,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2502,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{36}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -2101,7 +2520,7 @@ type GetClusterStatusRequest struct {
 
 func (x *GetClusterStatusRequest) Reset() {
 	*x = GetClusterStatusRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2532,7 @@ func (x *GetClusterStatusRequest) String() string {
 func (*GetClusterStatusRequest) ProtoMessage() {}
 
 func (x *GetClusterStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2545,7 @@ func (x *GetClusterStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{37}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{45}
 }
 
 type GetClusterStatusResponse struct {
@@ -2148,13 +2567,15 @@ type GetClusterStatusResponse struct {
 	// When the grid's root ends, and the master's own certificate, which is renewed before; unset in the clear.
 	RootExpiresAt        *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=root_expires_at,json=rootExpiresAt,proto3" json:"root_expires_at,omitempty"`
 	CertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Since when the grid moves to another root; unset where it doesn't.
+	RotatedAt     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=rotated_at,json=rotatedAt,proto3" json:"rotated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetClusterStatusResponse) Reset() {
 	*x = GetClusterStatusResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2587,7 @@ func (x *GetClusterStatusResponse) String() string {
 func (*GetClusterStatusResponse) ProtoMessage() {}
 
 func (x *GetClusterStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2600,7 @@ func (x *GetClusterStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetClusterStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{38}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetClusterStatusResponse) GetGridId() string {
@@ -2259,6 +2680,13 @@ func (x *GetClusterStatusResponse) GetCertificateExpiresAt() *timestamppb.Timest
 	return nil
 }
 
+func (x *GetClusterStatusResponse) GetRotatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RotatedAt
+	}
+	return nil
+}
+
 type TailLogsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -2269,7 +2697,7 @@ type TailLogsRequest struct {
 
 func (x *TailLogsRequest) Reset() {
 	*x = TailLogsRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2709,7 @@ func (x *TailLogsRequest) String() string {
 func (*TailLogsRequest) ProtoMessage() {}
 
 func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2722,7 @@ func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsRequest.ProtoReflect.Descriptor instead.
 func (*TailLogsRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{39}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TailLogsRequest) GetNodeId() string {
@@ -2322,7 +2750,7 @@ type TailLogsResponse struct {
 
 func (x *TailLogsResponse) Reset() {
 	*x = TailLogsResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2762,7 @@ func (x *TailLogsResponse) String() string {
 func (*TailLogsResponse) ProtoMessage() {}
 
 func (x *TailLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2775,7 @@ func (x *TailLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsResponse.ProtoReflect.Descriptor instead.
 func (*TailLogsResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{40}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TailLogsResponse) GetChunk() *LogChunk {
@@ -2416,7 +2844,33 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x10BanAgentResponse\".\n" +
 	"\x11UnbanAgentRequest\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\"\x14\n" +
-	"\x12UnbanAgentResponse\"\xad\x01\n" +
+	"\x12UnbanAgentResponse\"\xeb\x01\n" +
+	"\tAuthority\x12$\n" +
+	"\x05roots\x18\x01 \x03(\v2\x0e.sutra.v1.RootR\x05roots\x129\n" +
+	"\n" +
+	"rotated_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\trotatedAt\x129\n" +
+	"\n" +
+	"retires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tretiresAt\x12!\n" +
+	"\fagents_moved\x18\x04 \x03(\tR\vagentsMoved\x12\x1f\n" +
+	"\vagents_left\x18\x05 \x03(\tR\n" +
+	"agentsLeft\"\x8e\x01\n" +
+	"\x04Root\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\tR\x04root\x127\n" +
+	"\tbegins_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bbeginsAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x15\n" +
+	"\x13GetAuthorityRequest\"I\n" +
+	"\x14GetAuthorityResponse\x121\n" +
+	"\tauthority\x18\x01 \x01(\v2\x13.sutra.v1.AuthorityR\tauthority\",\n" +
+	"\x16RotateAuthorityRequest\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\tR\x04root\"L\n" +
+	"\x17RotateAuthorityResponse\x121\n" +
+	"\tauthority\x18\x01 \x01(\v2\x13.sutra.v1.AuthorityR\tauthority\"B\n" +
+	"\x16RetireAuthorityRequest\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\tR\x04root\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"L\n" +
+	"\x17RetireAuthorityResponse\x121\n" +
+	"\tauthority\x18\x01 \x01(\v2\x13.sutra.v1.AuthorityR\tauthority\"\xad\x01\n" +
 	"\x14RegisterAgentRequest\x12%\n" +
 	"\x05agent\x18\x01 \x01(\v2\x0f.sutra.v1.AgentR\x05agent\x12$\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x0e.sutra.v1.NodeR\x05nodes\x12H\n" +
@@ -2435,9 +2889,10 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x05usage\x18\a \x03(\v2\x13.sutra.v1.NodeUsageR\x05usage\"K\n" +
 	"\tNodeUsage\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12%\n" +
-	"\x05usage\x18\x02 \x01(\v2\x0f.sutra.v1.UsageR\x05usage\"0\n" +
+	"\x05usage\x18\x02 \x01(\v2\x0f.sutra.v1.UsageR\x05usage\"S\n" +
 	"\x11HeartbeatResponse\x12\x1b\n" +
-	"\twant_full\x18\x01 \x01(\bR\bwantFull\"I\n" +
+	"\twant_full\x18\x01 \x01(\bR\bwantFull\x12!\n" +
+	"\fwant_renewal\x18\x02 \x01(\bR\vwantRenewal\"I\n" +
 	"\x16UnregisterAgentRequest\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\x19\n" +
@@ -2485,7 +2940,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x11ListAgentsRequest\"=\n" +
 	"\x12ListAgentsResponse\x12'\n" +
 	"\x06agents\x18\x01 \x03(\v2\x0f.sutra.v1.AgentR\x06agents\"\x19\n" +
-	"\x17GetClusterStatusRequest\"\xe9\x05\n" +
+	"\x17GetClusterStatusRequest\"\xa4\x06\n" +
 	"\x18GetClusterStatusResponse\x12\x17\n" +
 	"\agrid_id\x18\x01 \x01(\tR\x06gridId\x12/\n" +
 	"\x06health\x18\x02 \x01(\x0e2\x17.sutra.v1.ClusterHealthR\x06health\x12\x18\n" +
@@ -2500,7 +2955,9 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"slotsTaken\x12B\n" +
 	"\x0froot_expires_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\rrootExpiresAt\x12P\n" +
-	"\x16certificate_expires_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\x1aA\n" +
+	"\x16certificate_expires_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\x129\n" +
+	"\n" +
+	"rotated_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\trotatedAt\x1aA\n" +
 	"\x13AgentsByHealthEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a?\n" +
@@ -2521,7 +2978,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xba\r\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xea\x0f\n" +
 	"\n" +
 	"GridMaster\x12a\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\x0f\xca\xf3\x18\v\n" +
@@ -2545,6 +3002,12 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12X\n" +
 	"\n" +
 	"UnbanAgent\x12\x1b.sutra.v1.UnbanAgentRequest\x1a\x1c.sutra.v1.UnbanAgentResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12\\\n" +
+	"\fGetAuthority\x12\x1d.sutra.v1.GetAuthorityRequest\x1a\x1e.sutra.v1.GetAuthorityResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03\x12g\n" +
+	"\x0fRotateAuthority\x12 .sutra.v1.RotateAuthorityRequest\x1a!.sutra.v1.RotateAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12g\n" +
+	"\x0fRetireAuthority\x12 .sutra.v1.RetireAuthorityRequest\x1a!.sutra.v1.RetireAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
 	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12V\n" +
 	"\tSpawnNode\x12\x1a.sutra.v1.SpawnNodeRequest\x1a\x1b.sutra.v1.SpawnNodeResponse\"\x10\xca\xf3\x18\f\n" +
 	"\x02\b \x10\x01\x1a\x02\x02\x03 \x01\x12S\n" +
@@ -2581,7 +3044,7 @@ func file_sutra_v1_grid_master_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_grid_master_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(Source)(0),                      // 0: sutra.v1.Source
 	(ClusterHealth)(0),               // 1: sutra.v1.ClusterHealth
@@ -2601,118 +3064,141 @@ var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(*BanAgentResponse)(nil),         // 15: sutra.v1.BanAgentResponse
 	(*UnbanAgentRequest)(nil),        // 16: sutra.v1.UnbanAgentRequest
 	(*UnbanAgentResponse)(nil),       // 17: sutra.v1.UnbanAgentResponse
-	(*RegisterAgentRequest)(nil),     // 18: sutra.v1.RegisterAgentRequest
-	(*RegisterAgentResponse)(nil),    // 19: sutra.v1.RegisterAgentResponse
-	(*HeartbeatRequest)(nil),         // 20: sutra.v1.HeartbeatRequest
-	(*NodeUsage)(nil),                // 21: sutra.v1.NodeUsage
-	(*HeartbeatResponse)(nil),        // 22: sutra.v1.HeartbeatResponse
-	(*UnregisterAgentRequest)(nil),   // 23: sutra.v1.UnregisterAgentRequest
-	(*UnregisterAgentResponse)(nil),  // 24: sutra.v1.UnregisterAgentResponse
-	(*SpawnNodeRequest)(nil),         // 25: sutra.v1.SpawnNodeRequest
-	(*SpawnNodeResponse)(nil),        // 26: sutra.v1.SpawnNodeResponse
-	(*StopNodeRequest)(nil),          // 27: sutra.v1.StopNodeRequest
-	(*StopNodeResponse)(nil),         // 28: sutra.v1.StopNodeResponse
-	(*RestartNodeRequest)(nil),       // 29: sutra.v1.RestartNodeRequest
-	(*RestartNodeResponse)(nil),      // 30: sutra.v1.RestartNodeResponse
-	(*RemoveNodeRequest)(nil),        // 31: sutra.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),       // 32: sutra.v1.RemoveNodeResponse
-	(*GetNodeStatusRequest)(nil),     // 33: sutra.v1.GetNodeStatusRequest
-	(*GetNodeStatusResponse)(nil),    // 34: sutra.v1.GetNodeStatusResponse
-	(*ListNodesRequest)(nil),         // 35: sutra.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),        // 36: sutra.v1.ListNodesResponse
-	(*ListAgentsRequest)(nil),        // 37: sutra.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),       // 38: sutra.v1.ListAgentsResponse
-	(*GetClusterStatusRequest)(nil),  // 39: sutra.v1.GetClusterStatusRequest
-	(*GetClusterStatusResponse)(nil), // 40: sutra.v1.GetClusterStatusResponse
-	(*TailLogsRequest)(nil),          // 41: sutra.v1.TailLogsRequest
-	(*TailLogsResponse)(nil),         // 42: sutra.v1.TailLogsResponse
-	nil,                              // 43: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	nil,                              // 44: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	(Role)(0),                        // 45: sutra.v1.Role
-	(*durationpb.Duration)(nil),      // 46: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
-	(*Agent)(nil),                    // 48: sutra.v1.Agent
-	(*Node)(nil),                     // 49: sutra.v1.Node
-	(*Usage)(nil),                    // 50: sutra.v1.Usage
-	(*LogRange)(nil),                 // 51: sutra.v1.LogRange
-	(*LogChunk)(nil),                 // 52: sutra.v1.LogChunk
+	(*Authority)(nil),                // 18: sutra.v1.Authority
+	(*Root)(nil),                     // 19: sutra.v1.Root
+	(*GetAuthorityRequest)(nil),      // 20: sutra.v1.GetAuthorityRequest
+	(*GetAuthorityResponse)(nil),     // 21: sutra.v1.GetAuthorityResponse
+	(*RotateAuthorityRequest)(nil),   // 22: sutra.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),  // 23: sutra.v1.RotateAuthorityResponse
+	(*RetireAuthorityRequest)(nil),   // 24: sutra.v1.RetireAuthorityRequest
+	(*RetireAuthorityResponse)(nil),  // 25: sutra.v1.RetireAuthorityResponse
+	(*RegisterAgentRequest)(nil),     // 26: sutra.v1.RegisterAgentRequest
+	(*RegisterAgentResponse)(nil),    // 27: sutra.v1.RegisterAgentResponse
+	(*HeartbeatRequest)(nil),         // 28: sutra.v1.HeartbeatRequest
+	(*NodeUsage)(nil),                // 29: sutra.v1.NodeUsage
+	(*HeartbeatResponse)(nil),        // 30: sutra.v1.HeartbeatResponse
+	(*UnregisterAgentRequest)(nil),   // 31: sutra.v1.UnregisterAgentRequest
+	(*UnregisterAgentResponse)(nil),  // 32: sutra.v1.UnregisterAgentResponse
+	(*SpawnNodeRequest)(nil),         // 33: sutra.v1.SpawnNodeRequest
+	(*SpawnNodeResponse)(nil),        // 34: sutra.v1.SpawnNodeResponse
+	(*StopNodeRequest)(nil),          // 35: sutra.v1.StopNodeRequest
+	(*StopNodeResponse)(nil),         // 36: sutra.v1.StopNodeResponse
+	(*RestartNodeRequest)(nil),       // 37: sutra.v1.RestartNodeRequest
+	(*RestartNodeResponse)(nil),      // 38: sutra.v1.RestartNodeResponse
+	(*RemoveNodeRequest)(nil),        // 39: sutra.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),       // 40: sutra.v1.RemoveNodeResponse
+	(*GetNodeStatusRequest)(nil),     // 41: sutra.v1.GetNodeStatusRequest
+	(*GetNodeStatusResponse)(nil),    // 42: sutra.v1.GetNodeStatusResponse
+	(*ListNodesRequest)(nil),         // 43: sutra.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),        // 44: sutra.v1.ListNodesResponse
+	(*ListAgentsRequest)(nil),        // 45: sutra.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 46: sutra.v1.ListAgentsResponse
+	(*GetClusterStatusRequest)(nil),  // 47: sutra.v1.GetClusterStatusRequest
+	(*GetClusterStatusResponse)(nil), // 48: sutra.v1.GetClusterStatusResponse
+	(*TailLogsRequest)(nil),          // 49: sutra.v1.TailLogsRequest
+	(*TailLogsResponse)(nil),         // 50: sutra.v1.TailLogsResponse
+	nil,                              // 51: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	nil,                              // 52: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	(Role)(0),                        // 53: sutra.v1.Role
+	(*durationpb.Duration)(nil),      // 54: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 55: google.protobuf.Timestamp
+	(*Agent)(nil),                    // 56: sutra.v1.Agent
+	(*Node)(nil),                     // 57: sutra.v1.Node
+	(*Usage)(nil),                    // 58: sutra.v1.Usage
+	(*LogRange)(nil),                 // 59: sutra.v1.LogRange
+	(*LogChunk)(nil),                 // 60: sutra.v1.LogChunk
 }
 var file_sutra_v1_grid_master_proto_depIdxs = []int32{
-	45, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
+	53, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
 	4,  // 1: sutra.v1.EnrollResponse.certificates:type_name -> sutra.v1.Certificates
 	4,  // 2: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
-	46, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	45, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
+	54, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	53, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
 	9,  // 5: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
-	45, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
-	47, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	47, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	53, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
+	55, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	55, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
-	48, // 10: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	49, // 11: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	46, // 12: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	49, // 13: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
-	21, // 14: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
-	50, // 15: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
-	49, // 16: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	49, // 17: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	49, // 18: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
-	49, // 19: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
-	0,  // 20: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	47, // 21: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	49, // 22: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	48, // 23: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
-	1,  // 24: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	47, // 25: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	43, // 26: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	44, // 27: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	47, // 28: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
-	47, // 29: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	51, // 30: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	52, // 31: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	18, // 32: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	20, // 33: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	23, // 34: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 35: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 36: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 37: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 38: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 39: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 40: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 41: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	25, // 42: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	27, // 43: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	29, // 44: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	31, // 45: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	33, // 46: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	35, // 47: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	37, // 48: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	39, // 49: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	41, // 50: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	19, // 51: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	22, // 52: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	24, // 53: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 54: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 55: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 56: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 57: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 58: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 59: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 60: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	26, // 61: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	28, // 62: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	30, // 63: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	32, // 64: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	34, // 65: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	36, // 66: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	38, // 67: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	40, // 68: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	42, // 69: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	51, // [51:70] is the sub-list for method output_type
-	32, // [32:51] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	19, // 10: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
+	55, // 11: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
+	55, // 12: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
+	55, // 13: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
+	55, // 14: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 15: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	18, // 16: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	18, // 17: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	56, // 18: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	57, // 19: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	54, // 20: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	57, // 21: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	29, // 22: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
+	58, // 23: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	57, // 24: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 25: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 26: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 27: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	0,  // 28: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
+	55, // 29: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	57, // 30: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	56, // 31: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	1,  // 32: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
+	55, // 33: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51, // 34: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	52, // 35: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	55, // 36: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
+	55, // 37: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	55, // 38: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
+	59, // 39: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	60, // 40: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	26, // 41: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	28, // 42: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	31, // 43: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 44: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 45: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 46: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 47: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 48: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 49: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 50: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	20, // 51: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
+	22, // 52: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
+	24, // 53: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
+	33, // 54: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	35, // 55: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	37, // 56: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	39, // 57: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	41, // 58: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	43, // 59: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	45, // 60: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	47, // 61: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	49, // 62: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	27, // 63: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	30, // 64: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	32, // 65: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 66: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 67: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 68: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 69: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 70: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 71: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 72: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	21, // 73: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
+	23, // 74: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
+	25, // 75: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
+	34, // 76: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	36, // 77: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	38, // 78: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	40, // 79: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	42, // 80: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	44, // 81: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	46, // 82: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	48, // 83: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	50, // 84: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	63, // [63:85] is the sub-list for method output_type
+	41, // [41:63] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }
@@ -2728,7 +3214,7 @@ func file_sutra_v1_grid_master_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_grid_master_proto_rawDesc), len(file_sutra_v1_grid_master_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   43,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

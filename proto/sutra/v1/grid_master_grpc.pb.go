@@ -29,6 +29,9 @@ const (
 	GridMaster_RevokeToken_FullMethodName      = "/sutra.v1.GridMaster/RevokeToken"
 	GridMaster_BanAgent_FullMethodName         = "/sutra.v1.GridMaster/BanAgent"
 	GridMaster_UnbanAgent_FullMethodName       = "/sutra.v1.GridMaster/UnbanAgent"
+	GridMaster_GetAuthority_FullMethodName     = "/sutra.v1.GridMaster/GetAuthority"
+	GridMaster_RotateAuthority_FullMethodName  = "/sutra.v1.GridMaster/RotateAuthority"
+	GridMaster_RetireAuthority_FullMethodName  = "/sutra.v1.GridMaster/RetireAuthority"
 	GridMaster_SpawnNode_FullMethodName        = "/sutra.v1.GridMaster/SpawnNode"
 	GridMaster_StopNode_FullMethodName         = "/sutra.v1.GridMaster/StopNode"
 	GridMaster_RestartNode_FullMethodName      = "/sutra.v1.GridMaster/RestartNode"
@@ -72,6 +75,13 @@ type GridMasterClient interface {
 	BanAgent(ctx context.Context, in *BanAgentRequest, opts ...grpc.CallOption) (*BanAgentResponse, error)
 	// UnbanAgent lets a banned agent in again.
 	UnbanAgent(ctx context.Context, in *UnbanAgentRequest, opts ...grpc.CallOption) (*UnbanAgentResponse, error)
+	// GetAuthority says which roots vouch for the grid's identities, and how far a move to another root is.
+	GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error)
+	// RotateAuthority begins to move the grid to another root, which is made for it. Both are trusted from then on, and certificates are
+	// given by the new one alone.
+	RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error)
+	// RetireAuthority ends a move: the root before the newest is trusted no more.
+	RetireAuthority(ctx context.Context, in *RetireAuthorityRequest, opts ...grpc.CallOption) (*RetireAuthorityResponse, error)
 	// SpawnNode starts a node and answers when it is ready.
 	SpawnNode(ctx context.Context, in *SpawnNodeRequest, opts ...grpc.CallOption) (*SpawnNodeResponse, error)
 	// StopNode stops a node and answers when its exit is confirmed. Stopping a stopped node is no error.
@@ -194,6 +204,36 @@ func (c *gridMasterClient) UnbanAgent(ctx context.Context, in *UnbanAgentRequest
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UnbanAgentResponse)
 	err := c.cc.Invoke(ctx, GridMaster_UnbanAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetAuthorityResponse)
+	err := c.cc.Invoke(ctx, GridMaster_GetAuthority_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateAuthorityResponse)
+	err := c.cc.Invoke(ctx, GridMaster_RotateAuthority_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) RetireAuthority(ctx context.Context, in *RetireAuthorityRequest, opts ...grpc.CallOption) (*RetireAuthorityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetireAuthorityResponse)
+	err := c.cc.Invoke(ctx, GridMaster_RetireAuthority_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -331,6 +371,13 @@ type GridMasterServer interface {
 	BanAgent(context.Context, *BanAgentRequest) (*BanAgentResponse, error)
 	// UnbanAgent lets a banned agent in again.
 	UnbanAgent(context.Context, *UnbanAgentRequest) (*UnbanAgentResponse, error)
+	// GetAuthority says which roots vouch for the grid's identities, and how far a move to another root is.
+	GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error)
+	// RotateAuthority begins to move the grid to another root, which is made for it. Both are trusted from then on, and certificates are
+	// given by the new one alone.
+	RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error)
+	// RetireAuthority ends a move: the root before the newest is trusted no more.
+	RetireAuthority(context.Context, *RetireAuthorityRequest) (*RetireAuthorityResponse, error)
 	// SpawnNode starts a node and answers when it is ready.
 	SpawnNode(context.Context, *SpawnNodeRequest) (*SpawnNodeResponse, error)
 	// StopNode stops a node and answers when its exit is confirmed. Stopping a stopped node is no error.
@@ -388,6 +435,15 @@ func (UnimplementedGridMasterServer) BanAgent(context.Context, *BanAgentRequest)
 }
 func (UnimplementedGridMasterServer) UnbanAgent(context.Context, *UnbanAgentRequest) (*UnbanAgentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UnbanAgent not implemented")
+}
+func (UnimplementedGridMasterServer) GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetAuthority not implemented")
+}
+func (UnimplementedGridMasterServer) RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateAuthority not implemented")
+}
+func (UnimplementedGridMasterServer) RetireAuthority(context.Context, *RetireAuthorityRequest) (*RetireAuthorityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetireAuthority not implemented")
 }
 func (UnimplementedGridMasterServer) SpawnNode(context.Context, *SpawnNodeRequest) (*SpawnNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SpawnNode not implemented")
@@ -617,6 +673,60 @@ func _GridMaster_UnbanAgent_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _GridMaster_GetAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetAuthorityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).GetAuthority(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_GetAuthority_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).GetAuthority(ctx, req.(*GetAuthorityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_RotateAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateAuthorityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).RotateAuthority(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_RotateAuthority_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).RotateAuthority(ctx, req.(*RotateAuthorityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_RetireAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetireAuthorityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).RetireAuthority(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_RetireAuthority_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).RetireAuthority(ctx, req.(*RetireAuthorityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _GridMaster_SpawnNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SpawnNodeRequest)
 	if err := dec(in); err != nil {
@@ -818,6 +928,18 @@ var GridMaster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UnbanAgent",
 			Handler:    _GridMaster_UnbanAgent_Handler,
+		},
+		{
+			MethodName: "GetAuthority",
+			Handler:    _GridMaster_GetAuthority_Handler,
+		},
+		{
+			MethodName: "RotateAuthority",
+			Handler:    _GridMaster_RotateAuthority_Handler,
+		},
+		{
+			MethodName: "RetireAuthority",
+			Handler:    _GridMaster_RetireAuthority_Handler,
 		},
 		{
 			MethodName: "SpawnNode",

@@ -1318,7 +1318,9 @@ type TokenRecord struct {
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	CreatedBy string                 `protobuf:"bytes,9,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	// SHA-256 of the keys that have joined with it: asked again with one of them, the answer is the same.
-	UsedBy        [][]byte `protobuf:"bytes,10,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	UsedBy [][]byte `protobuf:"bytes,10,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	// The root that the token names, as in Root.
+	Root          string `protobuf:"bytes,11,opt,name=root,proto3" json:"root,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1421,6 +1423,13 @@ func (x *TokenRecord) GetUsedBy() [][]byte {
 		return x.UsedBy
 	}
 	return nil
+}
+
+func (x *TokenRecord) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
 }
 
 // BanRecord keeps an agent out of the grid.
@@ -1610,7 +1619,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\x04R\bposition\x12\x18\n" +
-	"\askipped\x18\x03 \x01(\x04R\askipped\"\xed\x02\n" +
+	"\askipped\x18\x03 \x01(\x04R\askipped\"\x81\x03\n" +
 	"\vTokenRecord\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12#\n" +
 	"\rsecret_sha256\x18\x02 \x01(\fR\fsecretSha256\x12\"\n" +
@@ -1625,7 +1634,8 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\n" +
 	"created_by\x18\t \x01(\tR\tcreatedBy\x12\x17\n" +
 	"\aused_by\x18\n" +
-	" \x03(\fR\x06usedBy\"\x94\x01\n" +
+	" \x03(\fR\x06usedBy\x12\x12\n" +
+	"\x04root\x18\v \x01(\tR\x04root\"\x94\x01\n" +
 	"\tBanRecord\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
