@@ -18,7 +18,6 @@ const (
 	maxFileBytes = 1 << 20
 
 	minPort, maxPort = 1024, 65535
-	maxNodes         = 10000
 	// maxMemoryMB is a pebibyte: more than any host has, and a number that the contract can carry.
 	maxMemoryMB   = 1 << 30
 	maxSeconds    = 3600
@@ -26,6 +25,9 @@ const (
 
 	printConfigHint = "`sutra agent --print-config > agent.toml` writes an example"
 )
+
+// MaxNodes is how many nodes an agent can be told to have at once.
+const MaxNodes = 10000
 
 // Agent is a valid configuration of one agent.
 type Agent struct {
@@ -187,7 +189,7 @@ func readEndpoints(t *table) []string {
 }
 
 func readStorage(t *table, agent *Agent, dir string) {
-	agent.MaxNodes = int(t.whole("max_nodes", 5, 1, maxNodes))
+	agent.MaxNodes = int(t.whole("max_nodes", 5, 1, MaxNodes))
 	agent.BasePort = t.port("base_port", 50051, false)
 	if agent.BasePort+agent.MaxNodes-1 > maxPort {
 		t.problem("base_port", "%d leaves %d ports for max_nodes = %d; base_port + max_nodes - 1 must be at most %d",

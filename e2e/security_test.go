@@ -31,6 +31,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/sutra-grid/sutra/e2e/harness"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
@@ -225,6 +226,56 @@ func TestAgentSpeaksForItselfAlone(t *testing.T) {
 		}
 	}
 	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+}
+
+// What an agent says of itself is written down at each registration, and what it runs is adopted: neither fills the master.
+func TestAnAgentThatSaysTooMuch(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	master := g.StartMaster()
+	_, grid := g.Authority()
+	channel := rpc.Master(g.Endpoint, g.As(pki.AgentIdentity(grid, "liar")), nil)
+	defer channel.Close()
+	liar := sutrav1.NewGridMasterClient(channel)
+	self := func(edit func(*sutrav1.Agent)) *sutrav1.RegisterAgentRequest {
+		a := &sutrav1.Agent{AgentId: "liar", InstanceId: "i", Endpoint: "127.0.0.1:9", MaxNodes: 1}
+		edit(a)
+		return &sutrav1.RegisterAgentRequest{Agent: a, HeartbeatInterval: durationpb.New(time.Second)}
+	}
+	for name, edit := range map[string]func(*sutrav1.Agent){
+		"agent.max_nodes 10001 isn't between": func(a *sutrav1.Agent) { a.MaxNodes = 10001 },
+		"names and labels":                    func(a *sutrav1.Agent) { a.Hostname = strings.Repeat("x", 1<<20) },
+	} {
+		if _, err := liar.RegisterAgent(t.Context(), self(edit)); rpc.ReasonOf(err) != rpc.InvalidArgument || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	resp, err := liar.RegisterAgent(t.Context(), self(func(*sutrav1.Agent) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	beat := &sutrav1.HeartbeatRequest{AgentId: "liar", Epoch: resp.GetEpoch(), Full: true}
+	for i := range 12000 { // starting: nobody adopts it
+		beat.Changed = append(beat.Changed, &sutrav1.Node{NodeId: fmt.Sprintf("node-fake%d", i), AgentId: "liar", Phase: sutrav1.Phase_PHASE_STARTING, Revision: 1})
+	}
+	beat.Sequence++
+	if _, err := liar.Heartbeat(t.Context(), beat); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(g.Nodes(false)); n != 10000 {
+		t.Errorf("%d nodes were taken in, want 10000", n)
+	}
+	harness.Await(t, "the master to say so", func() error { return logSays(master, `"agent_id":"liar","nodes":2000`) })
+	if out := g.MustRun("status"); !strings.Contains(out, "the first of the agents' ends at") {
+		t.Errorf("status says\n%s", out)
+	}
+	beat.Sequence, beat.Changed = beat.Sequence+1, nil
+	if _, err := liar.Heartbeat(t.Context(), beat); err != nil {
+		t.Fatal(err)
+	}
+	if nodes := g.Nodes(false); len(nodes) != 0 {
+		t.Errorf("%d nodes are left", len(nodes))
+	}
 }
 
 // A second host, that is a second home, joins with one token and one command; nobody joins with the same token again.

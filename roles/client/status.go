@@ -51,6 +51,9 @@ func (s *session) clusterTable(r *sutrav1.GetClusterStatusResponse) table {
 	if r.GetRootExpiresAt() != nil {
 		t.add(text("security"), text(fmt.Sprintf("TLS; the grid's root until %s, the master's certificate until %s, renewed before",
 			r.GetRootExpiresAt().AsTime().UTC().Format(time.DateOnly), r.GetCertificateExpiresAt().AsTime().UTC().Format(time.RFC3339))))
+		if first := r.GetAgentCertificateExpiresAt(); first != nil {
+			t.add(text("certificates"), text("the first of the agents' ends at "+first.AsTime().UTC().Format(time.RFC3339)+", renewed before"))
+		}
 		if since := r.GetRotatedAt(); since != nil {
 			t.add(text("authority"), text(fmt.Sprintf("moving to another root since %s; the next step: sutra ca retire", since.AsTime().UTC().Format(time.RFC3339))))
 		}

@@ -38,8 +38,8 @@ type access struct {
 	mu        sync.RWMutex // guards what follows
 	bans      map[string]*sutrav1.BanRecord
 	authority *pki.Authority
-	// moved are the agents that have shown a certificate of the newest root's since the grid began to move to it.
-	moved map[string]bool
+	// certificates are those that agents called with last, since this master's start.
+	certificates map[string]*x509.Certificate
 }
 
 // banned says why an identity is kept out; nil where it isn't.

@@ -6,10 +6,16 @@ import (
 	"time"
 
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/sutra-grid/sutra/config"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc"
 )
+
+// maxAgent is how much an agent may say of itself, in bytes; it is written down at each registration. A thousand labels or profiles are less.
+const maxAgent = 64 << 10
 
 func (s *service) RegisterAgent(ctx context.Context, req *sutrav1.RegisterAgentRequest) (*sutrav1.RegisterAgentResponse, error) {
 	a := req.GetAgent()
@@ -23,8 +29,11 @@ func (s *service) RegisterAgent(ctx context.Context, req *sutrav1.RegisterAgentR
 	if why := address(a.GetEndpoint(), from); why != "" {
 		bad.add("agent.endpoint", "%s", why)
 	}
-	if a.GetMaxNodes() == 0 {
-		bad.add("agent.max_nodes", "must be at least 1")
+	if n := a.GetMaxNodes(); n == 0 || n > config.MaxNodes {
+		bad.add("agent.max_nodes", "%d isn't between 1 and %d", n, config.MaxNodes)
+	}
+	if size := proto.Size(a); size > maxAgent {
+		bad.add("agent", "has %d bytes of names and labels, of which at most %d are taken", size, maxAgent)
 	}
 	if every := req.GetHeartbeatInterval().AsDuration(); every <= 0 || every >= s.thresholds.Degraded {
 		bad.add("heartbeat_interval", "%v must be positive and shorter than %v, after which the master calls a silent agent DEGRADED",
@@ -85,7 +94,18 @@ func (s *service) forget(ctx context.Context, a *sutrav1.Agent) {
 }
 
 func (s *service) ListAgents(context.Context, *sutrav1.ListAgentsRequest) (*sutrav1.ListAgentsResponse, error) {
-	return &sutrav1.ListAgentsResponse{Agents: s.registry.Agents(time.Now())}, nil
+	return &sutrav1.ListAgentsResponse{Agents: s.agents(time.Now())}, nil
+}
+
+// agents are all of them as they stand now, by id.
+func (s *service) agents(now time.Time) []*sutrav1.Agent {
+	all := s.registry.Agents(now)
+	for _, a := range all {
+		if cert := s.access.certificate(a.GetAgentId()); cert != nil {
+			a.CertificateExpiresAt = timestamppb.New(cert.NotAfter)
+		}
+	}
+	return all
 }
 
 // knownAgent refuses the name of an agent that isn't registered; no name is right.

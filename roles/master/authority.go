@@ -35,23 +35,30 @@ func (a *access) current() *pki.Authority {
 func (a *access) replace(by *pki.Authority) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.authority, a.moved = by, map[string]bool{}
+	a.authority = by
 }
 
-// shown notes while the grid moves which certificate an agent calls with, and tells whether that is to be renewed.
+// shown notes which certificate an agent calls with, and tells whether that is to be renewed, because the grid moves away from its root.
 func (a *access) shown(agentID string, cert *x509.Certificate) (renew bool) {
-	a.mu.RLock()
-	moving, moved, known := !a.authority.Rotated().IsZero(), cert != nil && a.authority.Issued(cert), a.moved[agentID]
-	a.mu.RUnlock()
-	if !moving || cert == nil {
+	if cert == nil {
 		return false
 	}
-	if moved != known {
+	a.mu.RLock()
+	authority, known := a.authority, a.certificates[agentID]
+	a.mu.RUnlock()
+	if known != cert { // another connection
 		a.mu.Lock()
-		a.moved[agentID] = moved
+		a.certificates[agentID] = cert
 		a.mu.Unlock()
 	}
-	return !moved
+	return !authority.Rotated().IsZero() && !authority.Issued(cert)
+}
+
+// certificate is what an agent called with last; nil where it hasn't since this master's start.
+func (a *access) certificate(agentID string) *x509.Certificate {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.certificates[agentID]
 }
 
 // GetAuthority answers from memory.
@@ -161,11 +168,8 @@ func (s *service) authority() *sutrav1.Authority {
 		return m
 	}
 	m.RotatedAt, m.RetiresAt = timestamppb.New(since), timestamppb.New(since.Add(retiredAfter))
-	agents := s.registry.Agents(time.Now())
-	s.access.mu.RLock()
-	defer s.access.mu.RUnlock()
-	for _, a := range agents {
-		if s.access.moved[a.GetAgentId()] {
+	for _, a := range s.registry.Agents(time.Now()) {
+		if cert := s.access.certificate(a.GetAgentId()); cert != nil && now.Issued(cert) {
 			m.AgentsMoved = append(m.AgentsMoved, a.GetAgentId())
 		} else {
 			m.AgentsLeft = append(m.AgentsLeft, a.GetAgentId())

@@ -3,6 +3,7 @@ package master
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,7 +23,7 @@ import (
 // secure opens the grid's authority and gives this master its identity, and leaves on this host what its agents and its
 // people need: an admin's identity and a token. In the clear it does nothing of that.
 func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access, error) {
-	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[string]*sutrav1.BanRecord{}, moved: map[string]bool{}}
+	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[string]*sutrav1.BanRecord{}, certificates: map[string]*x509.Certificate{}}
 	for _, b := range bans {
 		a.bans[b.GetAgentId()] = b
 	}

@@ -167,9 +167,18 @@ func (m *Master) Run(ctx context.Context) (err error) {
 func (m *Master) watch(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
+	told := map[string]time.Time{} // when it was said of an agent that it makes nodes up
 	for {
 		if stood := m.registry.Watch(time.Now()); stood > 0 {
 			m.cfg.Log.Warn().Dur("stood_ms", stood).Msg("this master stood still; that time isn't held against the agents")
+		}
+		for id, count := range m.registry.Ignored() {
+			if time.Since(told[id]) < time.Minute {
+				continue
+			}
+			told[id] = time.Now()
+			m.cfg.Log.Warn().Str("agent_id", id).Int("nodes", count).
+				Msg("an agent tells of nodes that can't be, or of more than there can be; they are ignored. If it isn't yours: sutra agents ban")
 		}
 		for _, t := range m.registry.Transitions(time.Now()) {
 			event := m.cfg.Log.Info()

@@ -83,7 +83,7 @@ func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusReq
 		resp.CertificateExpiresAt = timestamppb.New(s.identity.Get().Expires)
 	}
 	usable := false
-	for _, a := range s.registry.Agents(now) {
+	for _, a := range s.agents(now) {
 		resp.AgentsByHealth[a.GetHealth().Word()]++
 		resp.SlotsTaken += a.GetNodeCount()
 		switch a.GetHealth() {
@@ -95,6 +95,15 @@ func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusReq
 			usable = true
 		default:
 			resp.Reasons = append(resp.Reasons, fmt.Sprintf("agent %s is %s", a.GetAgentId(), a.GetHealth().Word()))
+		}
+		if ends := a.GetCertificateExpiresAt(); ends != nil && a.GetHealth() != sutrav1.AgentHealth_AGENT_HEALTH_OFFLINE {
+			if first := resp.GetAgentCertificateExpiresAt(); first == nil || ends.AsTime().Before(first.AsTime()) {
+				resp.AgentCertificateExpiresAt = ends
+			}
+			if ends.AsTime().Sub(now) < s.access.life/6 { // it should have been renewed when a third was left
+				resp.Reasons = append(resp.Reasons, fmt.Sprintf("agent %s hasn't renewed its certificate, which ends at %s: its log says why",
+					a.GetAgentId(), ends.AsTime().UTC().Format(time.RFC3339)))
+			}
 		}
 	}
 	for _, v := range s.registry.Nodes("", false, now) {

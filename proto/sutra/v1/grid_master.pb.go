@@ -2568,9 +2568,11 @@ type GetClusterStatusResponse struct {
 	RootExpiresAt        *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=root_expires_at,json=rootExpiresAt,proto3" json:"root_expires_at,omitempty"`
 	CertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
 	// Since when the grid moves to another root; unset where it doesn't.
-	RotatedAt     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=rotated_at,json=rotatedAt,proto3" json:"rotated_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RotatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=rotated_at,json=rotatedAt,proto3" json:"rotated_at,omitempty"`
+	// When the first of the agents' certificates ends, of those that aren't OFFLINE; unset where there is none.
+	AgentCertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=agent_certificate_expires_at,json=agentCertificateExpiresAt,proto3" json:"agent_certificate_expires_at,omitempty"`
+	unknownFields             protoimpl.UnknownFields
+	sizeCache                 protoimpl.SizeCache
 }
 
 func (x *GetClusterStatusResponse) Reset() {
@@ -2683,6 +2685,13 @@ func (x *GetClusterStatusResponse) GetCertificateExpiresAt() *timestamppb.Timest
 func (x *GetClusterStatusResponse) GetRotatedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.RotatedAt
+	}
+	return nil
+}
+
+func (x *GetClusterStatusResponse) GetAgentCertificateExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AgentCertificateExpiresAt
 	}
 	return nil
 }
@@ -2940,7 +2949,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x11ListAgentsRequest\"=\n" +
 	"\x12ListAgentsResponse\x12'\n" +
 	"\x06agents\x18\x01 \x03(\v2\x0f.sutra.v1.AgentR\x06agents\"\x19\n" +
-	"\x17GetClusterStatusRequest\"\xa4\x06\n" +
+	"\x17GetClusterStatusRequest\"\x81\a\n" +
 	"\x18GetClusterStatusResponse\x12\x17\n" +
 	"\agrid_id\x18\x01 \x01(\tR\x06gridId\x12/\n" +
 	"\x06health\x18\x02 \x01(\x0e2\x17.sutra.v1.ClusterHealthR\x06health\x12\x18\n" +
@@ -2957,7 +2966,8 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\rrootExpiresAt\x12P\n" +
 	"\x16certificate_expires_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\x129\n" +
 	"\n" +
-	"rotated_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\trotatedAt\x1aA\n" +
+	"rotated_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\trotatedAt\x12[\n" +
+	"\x1cagent_certificate_expires_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x19agentCertificateExpiresAt\x1aA\n" +
 	"\x13AgentsByHealthEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a?\n" +
@@ -3148,57 +3158,58 @@ var file_sutra_v1_grid_master_proto_depIdxs = []int32{
 	55, // 36: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
 	55, // 37: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
 	55, // 38: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
-	59, // 39: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	60, // 40: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	26, // 41: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	28, // 42: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	31, // 43: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 44: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 45: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 46: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 47: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 48: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 49: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 50: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	20, // 51: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
-	22, // 52: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
-	24, // 53: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
-	33, // 54: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	35, // 55: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	37, // 56: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	39, // 57: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	41, // 58: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	43, // 59: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	45, // 60: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	47, // 61: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	49, // 62: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	27, // 63: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	30, // 64: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	32, // 65: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 66: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 67: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 68: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 69: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 70: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 71: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 72: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	21, // 73: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
-	23, // 74: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
-	25, // 75: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
-	34, // 76: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	36, // 77: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	38, // 78: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	40, // 79: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	42, // 80: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	44, // 81: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	46, // 82: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	48, // 83: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	50, // 84: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	63, // [63:85] is the sub-list for method output_type
-	41, // [41:63] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	55, // 39: sutra.v1.GetClusterStatusResponse.agent_certificate_expires_at:type_name -> google.protobuf.Timestamp
+	59, // 40: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	60, // 41: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	26, // 42: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	28, // 43: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	31, // 44: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 45: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 46: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 47: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 48: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 49: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 50: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 51: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	20, // 52: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
+	22, // 53: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
+	24, // 54: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
+	33, // 55: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	35, // 56: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	37, // 57: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	39, // 58: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	41, // 59: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	43, // 60: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	45, // 61: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	47, // 62: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	49, // 63: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	27, // 64: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	30, // 65: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	32, // 66: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 67: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 68: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 69: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 70: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 71: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 72: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 73: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	21, // 74: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
+	23, // 75: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
+	25, // 76: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
+	34, // 77: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	36, // 78: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	38, // 79: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	40, // 80: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	42, // 81: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	44, // 82: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	46, // 83: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	48, // 84: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	50, // 85: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	64, // [64:86] is the sub-list for method output_type
+	42, // [42:64] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }

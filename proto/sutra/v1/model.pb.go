@@ -745,9 +745,11 @@ type Agent struct {
 	Profiles []string `protobuf:"bytes,15,rep,name=profiles,proto3" json:"profiles,omitempty"`
 	// Drawn at random when the agent's home was made: tells a restarted agent
 	// from another one that was given the same agent_id.
-	InstanceId    string `protobuf:"bytes,16,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	InstanceId string `protobuf:"bytes,16,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// When the certificate ends that it called with last. It is renewed before. Unset where it hasn't called yet, and in the clear.
+	CertificateExpiresAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Agent) Reset() {
@@ -890,6 +892,13 @@ func (x *Agent) GetInstanceId() string {
 		return x.InstanceId
 	}
 	return ""
+}
+
+func (x *Agent) GetCertificateExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return nil
 }
 
 // NodeRecord is what the master keeps of a node on disk: what is wanted and, once
@@ -1551,7 +1560,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\aunknown\x18\x05 \x01(\bR\aunknown\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\x06 \x01(\bR\toomKilled\x12\x14\n" +
-	"\x05cause\x18\a \x01(\tR\x05cause\"\xf1\x04\n" +
+	"\x05cause\x18\a \x01(\tR\x05cause\"\xc3\x05\n" +
 	"\x05Agent\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1a\n" +
@@ -1571,7 +1580,8 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\x11default_memory_mb\x18\x0e \x01(\rR\x0fdefaultMemoryMb\x12\x1a\n" +
 	"\bprofiles\x18\x0f \x03(\tR\bprofiles\x12\x1f\n" +
 	"\vinstance_id\x18\x10 \x01(\tR\n" +
-	"instanceId\x1a9\n" +
+	"instanceId\x12P\n" +
+	"\x16certificate_expires_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x14certificateExpiresAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x02\n" +
@@ -1721,23 +1731,24 @@ var file_sutra_v1_model_proto_depIdxs = []int32{
 	3,  // 11: sutra.v1.Agent.health:type_name -> sutra.v1.AgentHealth
 	17, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
 	15, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
-	5,  // 14: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
-	17, // 15: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
-	17, // 16: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
-	5,  // 17: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
-	17, // 18: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
-	7,  // 19: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
-	16, // 20: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
-	17, // 21: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
-	19, // 22: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
-	17, // 23: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
-	17, // 24: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
-	17, // 25: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	17, // 14: sutra.v1.Agent.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	5,  // 15: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
+	17, // 16: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
+	17, // 17: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
+	5,  // 18: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
+	17, // 19: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
+	7,  // 20: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
+	16, // 21: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
+	17, // 22: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
+	19, // 23: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
+	17, // 24: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
+	17, // 25: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
+	17, // 26: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_model_proto_init() }

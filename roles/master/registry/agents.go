@@ -22,6 +22,7 @@ func (r *Registry) Claim(a *sutrav1.Agent, now time.Time) (*sutrav1.Agent, error
 	id := a.GetAgentId()
 	rec := proto.CloneOf(a)
 	rec.Health, rec.LastHeartbeat, rec.NodeCount, rec.Epoch = 0, nil, 0, r.epochs[id]+1
+	rec.CertificateExpiresAt = nil
 	known := r.agents[id]
 	if known == nil {
 		known = &agent{known: now, live: health.NewLiveness(r.thresholds, r.awake(now))}
@@ -258,6 +259,9 @@ func (r *Registry) Observe(n *sutrav1.Node, now time.Time) {
 }
 
 func (r *Registry) observe(said *sutrav1.Node, now time.Time) {
+	if !r.bounded(said) {
+		return
+	}
 	n := r.nodes[said.GetNodeId()]
 	if n == nil {
 		n = r.add(said.GetNodeId(), said.GetAgentId())

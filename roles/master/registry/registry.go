@@ -31,6 +31,7 @@ type Registry struct {
 	tombs    map[string]*sutrav1.NodeRecord
 	requests map[string]string // request_id -> node_id, tombstones included
 	restarts uint64            // sum of the restarts that agents told of
+	ignored  map[string]int    // statements that weren't taken in, by agent, since Ignored told of them; nil for none
 	watched  time.Time         // when Watch last looked; zero before its first call
 	stood    time.Duration     // how long this process has stood still so far
 }
