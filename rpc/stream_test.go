@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 )
@@ -170,62 +174,86 @@ func TestStreamsEndWithTheServer(t *testing.T) {
 }
 
 // The other end's silence is borne for the time that the caller or the contract gives it, and only until its first
-// message: what follows may take long.
+// message: what follows may take long. Time passes only while all wait, so that none of it is the machine's.
 func TestAStreamWithoutAnAnswer(t *testing.T) {
-	checkLeaks(t)
-	srv := NewServer(zerolog.Nop(), nil, Guard{})
-	var streams atomic.Int32
-	outlived, over := make(chan struct{}), make(chan struct{})
-	defer close(over)
-	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
-		if streams.Add(1) == 1 {
-			if err := s.Send(piece(1)); err != nil {
-				return err
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(zerolog.Nop(), nil, Guard{})
+		var streams atomic.Int32
+		outlived, over := make(chan struct{}), make(chan struct{})
+		sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
+			if streams.Add(1) == 1 {
+				if err := s.Send(piece(1)); err != nil {
+					return err
+				}
+				select {
+				case <-outlived:
+					return s.Send(piece(1))
+				case <-s.Context().Done():
+				}
 			}
-			select {
-			case <-outlived:
-				return s.Send(piece(1))
-			case <-s.Context().Done():
-			}
+			<-s.Context().Done()
+			<-over // a server that hangs doesn't say at the last moment that the time is over
+			return s.Context().Err()
+		}})
+		ch := dialInMemory(t, srv)
+		defer close(over)
+		const limit = time.Second
+		client := sutrav1.NewGridMasterClient(within{ch, limit})
+		long, err := client.TailLogs(t.Context(), &sutrav1.TailLogsRequest{})
+		if err != nil {
+			t.Fatal(err)
 		}
-		<-s.Context().Done()
-		<-over // a server that hangs doesn't say at the last moment that the time is over
-		return s.Context().Err()
-	}})
-	up := serve(t, srv, anyPort)
-	ch, _ := dialMaster(t, up.endpoint, nil)
-	// Long enough for the server to say that it is there.
-	client := sutrav1.NewGridMasterClient(within{ch, time.Second})
-	long, err := client.TailLogs(t.Context(), &sutrav1.TailLogsRequest{})
+		if _, err := long.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(1) // its time is over when that of another, which begins later, is
+		began := time.Now()
+		_, err = tail(t.Context(), client)
+		wantError(t, err, TimedOut, "the master at memory is there, and sent nothing of what was asked for in time")
+		if !Unanswered(err) {
+			t.Error("silence passes for an answer")
+		}
+		if took := time.Since(began); took != limit {
+			t.Errorf("it was borne for %s, want %s", took, limit)
+		}
+		close(outlived)
+		if _, err := long.Recv(); err != nil {
+			t.Errorf("a stream that had begun: %v", err)
+		}
+		if _, err := long.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("at its end: %v", err)
+		}
+
+		// A caller that hangs up isn't told that the other end was slow, and one whose own time is over is.
+		ctx, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		_, err = tail(ctx, client)
+		wantError(t, err, Canceled, "the call to the master was canceled")
+		ctx, hangUp = context.WithTimeout(t.Context(), limit)
+		defer hangUp()
+		_, err = tail(ctx, sutrav1.NewGridMasterClient(ch))
+		wantError(t, err, TimedOut, "the master at memory didn't answer in time")
+	})
+}
+
+// dialInMemory serves srv, and makes a channel to it, without a network, for a bubble of time. Both end with the test.
+func dialInMemory(t *testing.T, srv *Server) *Channel {
+	t.Helper()
+	l := bufconn.Listen(64 << 10)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = srv.Serve(l) // ends by Stop
+	}()
+	cc, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := long.Recv(); err != nil {
-		t.Fatal(err)
-	}
-	// Its time is over when that of another, which began later, is.
-	_, err = tail(t.Context(), client)
-	wantError(t, err, TimedOut, "the master at "+up.endpoint+" is there, and sent nothing of what was asked for in time")
-	if !Unanswered(err) {
-		t.Error("silence passes for an answer")
-	}
-	close(outlived)
-	if _, err := long.Recv(); err != nil {
-		t.Errorf("a stream that had begun: %v", err)
-	}
-	if _, err := long.Recv(); !errors.Is(err, io.EOF) {
-		t.Errorf("at its end: %v", err)
-	}
-
-	// A caller that hangs up isn't told that the other end was slow, and one whose own time is over is.
-	ctx, hangUp := context.WithCancel(t.Context())
-	hangUp()
-	_, err = tail(ctx, client)
-	wantError(t, err, Canceled, "the call to the master was canceled")
-	ctx, hangUp = context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer hangUp()
-	_, err = tail(ctx, sutrav1.NewGridMasterClient(ch))
-	wantError(t, err, TimedOut, "the master at "+up.endpoint+" didn't answer in time")
+	ch := Master("memory", nil, nil)
+	ch.link.conn = &conn{ClientConn: cc}
+	t.Cleanup(func() { ch.Close(); srv.Stop(); <-served })
+	return ch
 }
 
 // What accepts connections and says nothing holds a stream up no longer than anything else.
