@@ -149,11 +149,12 @@ func TestAgentsAreNamed(t *testing.T) {
 func TestMessagesTooLarge(t *testing.T) {
 	checkLeaks(t)
 	m := &master{
-		spawnNode: func(context.Context, *sutrav1.SpawnNodeRequest) (*sutrav1.SpawnNodeResponse, error) {
-			return &sutrav1.SpawnNodeResponse{}, nil
-		},
-		listAgents: func(context.Context, int) (*sutrav1.ListAgentsResponse, error) {
-			return &sutrav1.ListAgentsResponse{Agents: []*sutrav1.Agent{{Hostname: strings.Repeat("x", maxResponse+1)}}}, nil
+		// Of all methods this one has the most time, which so long an answer may need.
+		spawnNode: func(_ context.Context, req *sutrav1.SpawnNodeRequest) (*sutrav1.SpawnNodeResponse, error) {
+			if req.GetStoragePath() != "" {
+				return &sutrav1.SpawnNodeResponse{}, nil
+			}
+			return &sutrav1.SpawnNodeResponse{Node: &sutrav1.Node{Reason: strings.Repeat("x", maxResponse+1)}}, nil
 		},
 		heartbeat: func(context.Context, int) (*sutrav1.HeartbeatResponse, error) {
 			return nil, status.Error(codes.ResourceExhausted, "too many streams")
@@ -186,7 +187,7 @@ func TestMessagesTooLarge(t *testing.T) {
 		t.Errorf("%d requests reached the handler, want 1", got)
 	}
 
-	err := listAgents(t.Context(), client)
+	_, err := client.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{})
 	wantError(t, err, MessageTooLarge, "the answer of the master at "+endpoint+" is too large: 64.1 MiB, of which at most 64.0 MiB are read")
 	if Refused(err) || NoEffect(err) {
 		t.Error("a call that was carried out passes for a refused one")
