@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -111,10 +110,12 @@ func TestWhoAnswersInsteadOfTheMaster(t *testing.T) {
 
 func TestAListenerThatNeverSpeaks(t *testing.T) {
 	checkLeaks(t)
-	endpoint := serveRaw(t, says(""))
+	ctx := timed{t.Context(), make(chan struct{})}
+	endpoint := serveRaw(t, func(c net.Conn) {
+		close(ctx.over)
+		says("")(c)
+	})
 	_, client := dialMaster(t, endpoint, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
 	err := heartbeat(ctx, client)
 	wantError(t, err, TimedOut, "the master at "+endpoint+" didn't answer in time")
 	if AsError(err).Code() != codes.DeadlineExceeded || NoEffect(err) {

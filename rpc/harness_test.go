@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 )
@@ -29,6 +30,23 @@ func await(t *testing.T, what string, cond func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("gave up waiting until %s", what)
 		}
+	}
+}
+
+// timed is a context whose time is over when a test says so: once there is what it is to be over for.
+type timed struct {
+	context.Context
+	over chan struct{}
+}
+
+func (c timed) Done() <-chan struct{} { return c.over }
+
+func (c timed) Err() error {
+	select {
+	case <-c.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
 	}
 }
 
@@ -173,6 +191,31 @@ func dialMaster(t *testing.T, endpoint string, m *Metrics) (*Channel, sutrav1.Gr
 	ch := Master(endpoint, nil, m)
 	t.Cleanup(ch.Close)
 	return ch, sutrav1.NewGridMasterClient(ch)
+}
+
+// dialInMemory serves srv, and makes a channel to it, without a network, for a bubble of time. Both end with the test;
+// dials counts the connections.
+func dialInMemory(t *testing.T, srv *Server, trust Trust) (ch *Channel, dials *atomic.Int32) {
+	t.Helper()
+	l := bufconn.Listen(64 << 10)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = srv.Serve(l) // ends by Stop
+	}()
+	dials = &atomic.Int32{}
+	cc, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(trust.transport()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			dials.Add(1)
+			return l.DialContext(ctx)
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch = masterChannel("memory", trust, nil)
+	ch.link.conn = &conn{ClientConn: cc, shown: trust.newest()}
+	t.Cleanup(func() { ch.Close(); srv.Stop(); <-served })
+	return ch, dials
 }
 
 func listAgents(ctx context.Context, c sutrav1.GridMasterClient, opts ...grpc.CallOption) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,8 +12,6 @@ import (
 
 	"github.com/rs/zerolog"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/test/bufconn"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 )
@@ -195,7 +192,7 @@ func TestAStreamWithoutAnAnswer(t *testing.T) {
 			<-over // a server that hangs doesn't say at the last moment that the time is over
 			return s.Context().Err()
 		}})
-		ch := dialInMemory(t, srv)
+		ch, _ := dialInMemory(t, srv, Trust{})
 		defer close(over)
 		const limit = time.Second
 		client := sutrav1.NewGridMasterClient(within{ch, limit})
@@ -234,26 +231,6 @@ func TestAStreamWithoutAnAnswer(t *testing.T) {
 		_, err = tail(ctx, sutrav1.NewGridMasterClient(ch))
 		wantError(t, err, TimedOut, "the master at memory didn't answer in time")
 	})
-}
-
-// dialInMemory serves srv, and makes a channel to it, without a network, for a bubble of time. Both end with the test.
-func dialInMemory(t *testing.T, srv *Server) *Channel {
-	t.Helper()
-	l := bufconn.Listen(64 << 10)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = srv.Serve(l) // ends by Stop
-	}()
-	cc, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ch := Master("memory", nil, nil)
-	ch.link.conn = &conn{ClientConn: cc}
-	t.Cleanup(func() { ch.Close(); srv.Stop(); <-served })
-	return ch
 }
 
 // What accepts connections and says nothing holds a stream up no longer than anything else.
