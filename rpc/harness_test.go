@@ -193,9 +193,8 @@ func dialMaster(t *testing.T, endpoint string, m *Metrics) (*Channel, sutrav1.Gr
 	return ch, sutrav1.NewGridMasterClient(ch)
 }
 
-// dialInMemory serves srv, and makes a channel to it, without a network, for a bubble of time. Both end with the test;
-// dials counts the connections.
-func dialInMemory(t *testing.T, srv *Server, trust Trust) (ch *Channel, dials *atomic.Int32) {
+// serveInMemory serves srv until the test ends, without a network: for a bubble of time.
+func serveInMemory(t *testing.T, srv *Server) *bufconn.Listener {
 	t.Helper()
 	l := bufconn.Listen(64 << 10)
 	served := make(chan struct{})
@@ -203,6 +202,13 @@ func dialInMemory(t *testing.T, srv *Server, trust Trust) (ch *Channel, dials *a
 		defer close(served)
 		_ = srv.Serve(l) // ends by Stop
 	}()
+	t.Cleanup(func() { srv.Stop(); <-served })
+	return l
+}
+
+// dialInMemory makes a channel to what listens there, which is closed when the test ends; dials counts its connections.
+func dialInMemory(t *testing.T, l *bufconn.Listener, trust Trust) (ch *Channel, dials *atomic.Int32) {
+	t.Helper()
 	dials = &atomic.Int32{}
 	cc, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(trust.transport()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -214,7 +220,7 @@ func dialInMemory(t *testing.T, srv *Server, trust Trust) (ch *Channel, dials *a
 	}
 	ch = masterChannel("memory", trust, nil)
 	ch.link.conn = &conn{ClientConn: cc, shown: trust.newest()}
-	t.Cleanup(func() { ch.Close(); srv.Stop(); <-served })
+	t.Cleanup(ch.Close)
 	return ch, dials
 }
 

@@ -495,7 +495,7 @@ func TestAConnectionOutlivesItsCertificate(t *testing.T) {
 			who = CallerOf(ctx)
 			return &sutrav1.HeartbeatResponse{}, nil
 		}})
-		ch, dials := dialInMemory(t, srv, Trust{Credentials: Held(&agent), Peer: pki.Peer{Kind: pki.Master}})
+		ch, dials := dialInMemory(t, serveInMemory(t, srv), Trust{Credentials: Held(&agent), Peer: pki.Peer{Kind: pki.Master}})
 		client := sutrav1.NewGridMasterClient(ch)
 		if err := beat(t.Context(), client); err != nil {
 			t.Fatal(err)
