@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -111,10 +110,12 @@ func TestWhoAnswersInsteadOfTheMaster(t *testing.T) {
 
 func TestAListenerThatNeverSpeaks(t *testing.T) {
 	checkLeaks(t)
-	endpoint := serveRaw(t, says(""))
+	ctx := timed{t.Context(), make(chan struct{})}
+	endpoint := serveRaw(t, func(c net.Conn) {
+		close(ctx.over)
+		says("")(c)
+	})
 	_, client := dialMaster(t, endpoint, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
 	err := heartbeat(ctx, client)
 	wantError(t, err, TimedOut, "the master at "+endpoint+" didn't answer in time")
 	if AsError(err).Code() != codes.DeadlineExceeded || NoEffect(err) {
@@ -149,11 +150,12 @@ func TestAgentsAreNamed(t *testing.T) {
 func TestMessagesTooLarge(t *testing.T) {
 	checkLeaks(t)
 	m := &master{
-		spawnNode: func(context.Context, *sutrav1.SpawnNodeRequest) (*sutrav1.SpawnNodeResponse, error) {
-			return &sutrav1.SpawnNodeResponse{}, nil
-		},
-		listAgents: func(context.Context, int) (*sutrav1.ListAgentsResponse, error) {
-			return &sutrav1.ListAgentsResponse{Agents: []*sutrav1.Agent{{Hostname: strings.Repeat("x", maxResponse+1)}}}, nil
+		// Of all methods this one has the most time, which so long an answer may need.
+		spawnNode: func(_ context.Context, req *sutrav1.SpawnNodeRequest) (*sutrav1.SpawnNodeResponse, error) {
+			if req.GetStoragePath() != "" {
+				return &sutrav1.SpawnNodeResponse{}, nil
+			}
+			return &sutrav1.SpawnNodeResponse{Node: &sutrav1.Node{Reason: strings.Repeat("x", maxResponse+1)}}, nil
 		},
 		heartbeat: func(context.Context, int) (*sutrav1.HeartbeatResponse, error) {
 			return nil, status.Error(codes.ResourceExhausted, "too many streams")
@@ -186,7 +188,7 @@ func TestMessagesTooLarge(t *testing.T) {
 		t.Errorf("%d requests reached the handler, want 1", got)
 	}
 
-	err := listAgents(t.Context(), client)
+	_, err := client.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{})
 	wantError(t, err, MessageTooLarge, "the answer of the master at "+endpoint+" is too large: 64.1 MiB, of which at most 64.0 MiB are read")
 	if Refused(err) || NoEffect(err) {
 		t.Error("a call that was carried out passes for a refused one")

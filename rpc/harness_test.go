@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 )
@@ -29,6 +30,23 @@ func await(t *testing.T, what string, cond func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("gave up waiting until %s", what)
 		}
+	}
+}
+
+// timed is a context whose time is over when a test says so: once there is what it is to be over for.
+type timed struct {
+	context.Context
+	over chan struct{}
+}
+
+func (c timed) Done() <-chan struct{} { return c.over }
+
+func (c timed) Err() error {
+	select {
+	case <-c.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
 	}
 }
 
@@ -173,6 +191,37 @@ func dialMaster(t *testing.T, endpoint string, m *Metrics) (*Channel, sutrav1.Gr
 	ch := Master(endpoint, nil, m)
 	t.Cleanup(ch.Close)
 	return ch, sutrav1.NewGridMasterClient(ch)
+}
+
+// serveInMemory serves srv until the test ends, without a network: for a bubble of time.
+func serveInMemory(t *testing.T, srv *Server) *bufconn.Listener {
+	t.Helper()
+	l := bufconn.Listen(64 << 10)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = srv.Serve(l) // ends by Stop
+	}()
+	t.Cleanup(func() { srv.Stop(); <-served })
+	return l
+}
+
+// dialInMemory makes a channel to what listens there, which is closed when the test ends; dials counts its connections.
+func dialInMemory(t *testing.T, l *bufconn.Listener, trust Trust) (ch *Channel, dials *atomic.Int32) {
+	t.Helper()
+	dials = &atomic.Int32{}
+	cc, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(trust.transport()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			dials.Add(1)
+			return l.DialContext(ctx)
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch = masterChannel("memory", trust, nil)
+	ch.link.conn = &conn{ClientConn: cc, shown: trust.newest()}
+	t.Cleanup(ch.Close)
+	return ch, dials
 }
 
 func listAgents(ctx context.Context, c sutrav1.GridMasterClient, opts ...grpc.CallOption) error {

@@ -7,10 +7,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 )
@@ -123,109 +125,116 @@ func TestStreamsEndWithTheServer(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			checkLeaks(t)
-			srv := NewServer(zerolog.Nop(), nil, Guard{})
-			began, gone := make(chan struct{}, 2), make(chan struct{}, 2)
-			sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
-				defer func() { gone <- struct{}{} }()
-				if err := s.Send(piece(1)); err != nil {
-					return err
+			// A server that drains waits half a second for its streams: none of that is the machine's.
+			synctest.Test(t, func(t *testing.T) {
+				srv := NewServer(zerolog.Nop(), nil, Guard{})
+				began, gone := make(chan struct{}, 2), make(chan struct{}, 2)
+				sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
+					defer func() { gone <- struct{}{} }()
+					if err := s.Send(piece(1)); err != nil {
+						return err
+					}
+					began <- struct{}{}
+					return handler(s)
+				}})
+				l := bufconn.Listen(64 << 10)
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				served := make(chan error, 1)
+				go func() { served <- Serve(ctx, srv, l) }()
+				ch, _ := dialInMemory(t, l, Trust{})
+				client := sutrav1.NewGridMasterClient(ch)
+
+				hangsUp, hangUp := context.WithCancel(t.Context())
+				if _, err := client.TailLogs(hangsUp, &sutrav1.TailLogsRequest{}); err != nil {
+					t.Fatal(err)
 				}
-				began <- struct{}{}
-				return handler(s)
-			}})
-			l := listen(t, anyPort)
-			ctx, stop := context.WithCancel(t.Context())
-			defer stop()
-			served := make(chan error, 1)
-			go func() { served <- Serve(ctx, srv, l) }()
-			_, client := dialMaster(t, l.Addr().String(), nil)
+				receive(t, "the stream's start", began)
+				hangUp()
+				receive(t, "the end of a stream whose caller hung up", gone)
 
-			hangsUp, hangUp := context.WithCancel(t.Context())
-			if _, err := client.TailLogs(hangsUp, &sutrav1.TailLogsRequest{}); err != nil {
-				t.Fatal(err)
-			}
-			receive(t, "the stream's start", began)
-			hangUp()
-			receive(t, "the end of a stream whose caller hung up", gone)
-
-			stream, err := client.TailLogs(t.Context(), &sutrav1.TailLogsRequest{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			receive(t, "the stream's start", began)
-			stop()
-			if err := receive(t, "Serve's return", served); err != nil {
-				t.Errorf("Serve returns %v", err)
-			}
-			receive(t, "the stream's end", gone)
-			for err == nil {
-				_, err = stream.Recv()
-			}
-			if reason := ReasonOf(err); reason != ShuttingDown && (name == "waits" || reason != MasterUnreachable) {
-				t.Errorf("the caller is told %v", err)
-			}
+				stream, err := client.TailLogs(t.Context(), &sutrav1.TailLogsRequest{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				receive(t, "the stream's start", began)
+				stop()
+				if err := receive(t, "Serve's return", served); err != nil {
+					t.Errorf("Serve returns %v", err)
+				}
+				receive(t, "the stream's end", gone)
+				for err == nil {
+					_, err = stream.Recv()
+				}
+				if reason := ReasonOf(err); reason != ShuttingDown && (name == "waits" || reason != MasterUnreachable) {
+					t.Errorf("the caller is told %v", err)
+				}
+			})
 		})
 	}
 }
 
 // The other end's silence is borne for the time that the caller or the contract gives it, and only until its first
-// message: what follows may take long.
+// message: what follows may take long. Time passes only while all wait, so that none of it is the machine's.
 func TestAStreamWithoutAnAnswer(t *testing.T) {
-	checkLeaks(t)
-	srv := NewServer(zerolog.Nop(), nil, Guard{})
-	var streams atomic.Int32
-	outlived, over := make(chan struct{}), make(chan struct{})
-	defer close(over)
-	sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
-		if streams.Add(1) == 1 {
-			if err := s.Send(piece(1)); err != nil {
-				return err
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(zerolog.Nop(), nil, Guard{})
+		var streams atomic.Int32
+		outlived, over := make(chan struct{}), make(chan struct{})
+		sutrav1.RegisterGridMasterServer(srv, &streaming{tailLogs: func(s tailStream) error {
+			if streams.Add(1) == 1 {
+				if err := s.Send(piece(1)); err != nil {
+					return err
+				}
+				select {
+				case <-outlived:
+					return s.Send(piece(1))
+				case <-s.Context().Done():
+				}
 			}
-			select {
-			case <-outlived:
-				return s.Send(piece(1))
-			case <-s.Context().Done():
-			}
+			<-s.Context().Done()
+			<-over // a server that hangs doesn't say at the last moment that the time is over
+			return s.Context().Err()
+		}})
+		ch, _ := dialInMemory(t, serveInMemory(t, srv), Trust{})
+		defer close(over)
+		const limit = time.Second
+		client := sutrav1.NewGridMasterClient(within{ch, limit})
+		long, err := client.TailLogs(t.Context(), &sutrav1.TailLogsRequest{})
+		if err != nil {
+			t.Fatal(err)
 		}
-		<-s.Context().Done()
-		<-over // a server that hangs doesn't say at the last moment that the time is over
-		return s.Context().Err()
-	}})
-	up := serve(t, srv, anyPort)
-	ch, _ := dialMaster(t, up.endpoint, nil)
-	// Long enough for the server to say that it is there.
-	client := sutrav1.NewGridMasterClient(within{ch, time.Second})
-	long, err := client.TailLogs(t.Context(), &sutrav1.TailLogsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := long.Recv(); err != nil {
-		t.Fatal(err)
-	}
-	// Its time is over when that of another, which began later, is.
-	_, err = tail(t.Context(), client)
-	wantError(t, err, TimedOut, "the master at "+up.endpoint+" is there, and sent nothing of what was asked for in time")
-	if !Unanswered(err) {
-		t.Error("silence passes for an answer")
-	}
-	close(outlived)
-	if _, err := long.Recv(); err != nil {
-		t.Errorf("a stream that had begun: %v", err)
-	}
-	if _, err := long.Recv(); !errors.Is(err, io.EOF) {
-		t.Errorf("at its end: %v", err)
-	}
+		if _, err := long.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Nanosecond) // its time is over when that of another, which begins later, is
+		began := time.Now()
+		_, err = tail(t.Context(), client)
+		wantError(t, err, TimedOut, "the master at memory is there, and sent nothing of what was asked for in time")
+		if !Unanswered(err) {
+			t.Error("silence passes for an answer")
+		}
+		if took := time.Since(began); took != limit {
+			t.Errorf("it was borne for %s, want %s", took, limit)
+		}
+		close(outlived)
+		if _, err := long.Recv(); err != nil {
+			t.Errorf("a stream that had begun: %v", err)
+		}
+		if _, err := long.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("at its end: %v", err)
+		}
 
-	// A caller that hangs up isn't told that the other end was slow, and one whose own time is over is.
-	ctx, hangUp := context.WithCancel(t.Context())
-	hangUp()
-	_, err = tail(ctx, client)
-	wantError(t, err, Canceled, "the call to the master was canceled")
-	ctx, hangUp = context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer hangUp()
-	_, err = tail(ctx, sutrav1.NewGridMasterClient(ch))
-	wantError(t, err, TimedOut, "the master at "+up.endpoint+" didn't answer in time")
+		// A caller that hangs up isn't told that the other end was slow, and one whose own time is over is.
+		ctx, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		_, err = tail(ctx, client)
+		wantError(t, err, Canceled, "the call to the master was canceled")
+		ctx, hangUp = context.WithTimeout(t.Context(), limit)
+		defer hangUp()
+		_, err = tail(ctx, sutrav1.NewGridMasterClient(ch))
+		wantError(t, err, TimedOut, "the master at memory didn't answer in time")
+	})
 }
 
 // What accepts connections and says nothing holds a stream up no longer than anything else.

@@ -387,14 +387,16 @@ func (l *Logs) look(g *keptLog) {
 		}
 	}
 	g.present = info != nil
-	if info != nil && (g.stuck || g.lost || info.Size() != g.size || !info.ModTime().Equal(g.written)) {
+	// Enough to rotate: also what was written while it was rotated last, and is all there is of it by now.
+	enough := func() bool { return l.cutter.release != nil && g.size-g.head.data >= l.part }
+	if info != nil && (g.stuck || g.lost || info.Size() != g.size || !info.ModTime().Equal(g.written) || enough()) {
 		g.size, g.written = info.Size(), info.ModTime()
 		if g.stuck || g.lost || g.size < before { // somebody cut it
 			err = l.again(g)
 		}
 		g.lost = g.lost && err != nil
 		l.note(g, now)
-		if err == nil && l.cutter.release != nil && g.size-g.head.data >= l.part {
+		if err == nil && enough() {
 			err = l.rotate(g)
 		}
 	}
@@ -407,7 +409,7 @@ func (l *Logs) look(g *keptLog) {
 		left := max(0, l.part-(g.size-g.head.data))
 		pause = min(pause, time.Duration(float64(now.Sub(since))*float64(left)/float64(grown)/2))
 	}
-	if g.size-g.head.data >= l.part && !g.stuck {
+	if enough() && !g.stuck {
 		pause = 0
 	}
 	l.mu.Lock()

@@ -412,6 +412,31 @@ func TestLogThatRestsWhileItIsLookedAt(t *testing.T) {
 	}
 }
 
+// What a process writes while its log is cut is moved on as well, though it writes nothing after that.
+func TestLogThatGrowsWhileItIsCut(t *testing.T) {
+	l, _ := smallLogs(t, t.TempDir(), 1<<30)
+	l.Watch("a")
+	last := bytes.Repeat([]byte("a last line\n"), 3*int(l.part)/12)
+	l.cutter.step = func(name string) {
+		if name == "header" {
+			l.cutter.step = func(string) {}
+			if err := appendTo(l.Path("a"), last); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	lines := append(grow(t, l, "a", 0, 1), last...)
+	for range 6 { // each moves half a segment or more
+		lookAt(l, "a")
+	}
+	if g := l.logs["a"]; g.size-g.head.data >= l.part {
+		t.Errorf("the live file keeps %d bytes, a segment has %d", g.size-g.head.data, l.part)
+	}
+	if got, begin, err := readAll(l.Path("a"), 0); err != nil || begin != 0 || !bytes.Equal(got, lines) {
+		t.Errorf("kept from %d on, %d bytes of %d: %v", begin, len(got), len(lines), err)
+	}
+}
+
 func TestUnboundedLogsAreToldOfOnce(t *testing.T) {
 	l, events := smallLogs(t, t.TempDir(), 1)
 	l.cutter.release = nil

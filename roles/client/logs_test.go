@@ -142,8 +142,12 @@ func TestFollowOutlastsTheMaster(t *testing.T) {
 	}
 }
 
+// listens is longer than any answer takes to come, and shorter than the contract's limit for a log's beginning.
+const listens = 5 * time.Second
+
 // --timeout is for a log's beginning: one that doesn't come ends the verb, and one that came goes on for longer.
 func TestTimeoutOfLogs(t *testing.T) {
+	t.Parallel()
 	silent := &fakeMaster{onLogs: func(_ *sutrav1.TailLogsRequest, s logStream) error {
 		<-s.Context().Done()
 		return s.Context().Err()
@@ -154,9 +158,6 @@ func TestTimeoutOfLogs(t *testing.T) {
 	go func() {
 		contracts <- newTerminal().run(t.Context(), "logs", "-n", "node-1", "--timeout", "1h", "--master", f.endpoint)
 	}()
-	for len(f.requests()) == 0 {
-		time.Sleep(time.Millisecond)
-	}
 	for _, follow := range []string{"--follow=false", "-f"} {
 		said, err := refused(t, f, "logs", "-n", "node-1", follow, "--timeout", "300ms")
 		if ExitCode(err) != exitTimedOut || !strings.Contains(said, "in time (TIMED_OUT)\nhint: the limit was --timeout 300ms; give it more or leave it out\n") {
@@ -183,11 +184,15 @@ func TestTimeoutOfLogs(t *testing.T) {
 	term := newTerminal()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- term.run(t.Context(), "logs", "-n", "node-1", "-f", "--timeout", "2s", "--master", f.endpoint)
+		ended <- term.run(t.Context(), "logs", "-n", "node-1", "-f", "--timeout", listens.String(), "--master", f.endpoint)
 	}()
-	<-begun
+	select {
+	case <-begun:
+	case err := <-ended:
+		t.Fatalf("the log ended before it had begun: %v", err)
+	}
 	// Of two limits of the same length the one that began later ends later.
-	if _, err := refused(t, serve(t, silent), "logs", "-n", "node-1", "--timeout", "2s"); ExitCode(err) != exitTimedOut {
+	if _, err := refused(t, serve(t, silent), "logs", "-n", "node-1", "--timeout", listens.String()); ExitCode(err) != exitTimedOut {
 		t.Errorf("of a silent master: %v", err)
 	}
 	close(over)
@@ -202,6 +207,7 @@ func TestTimeoutOfLogs(t *testing.T) {
 
 // A master that hangs while a log is followed is waited for like one that is gone; what it says itself ends the verb.
 func TestFollowOutlastsAMasterThatHangs(t *testing.T) {
+	t.Parallel()
 	var calls atomic.Int32
 	f := serve(t, &fakeMaster{onLogs: func(_ *sutrav1.TailLogsRequest, s logStream) error {
 		switch calls.Add(1) {
@@ -218,7 +224,7 @@ func TestFollowOutlastsAMasterThatHangs(t *testing.T) {
 		}
 		return rpc.Errorf(rpc.TimedOut, "the agent is slow")
 	}})
-	out, _ := ask(t, f, "logs", "-n", "node-1", "-f", "--timeout", "300ms")
+	out, _ := ask(t, f, "logs", "-n", "node-1", "-f", "--timeout", listens.String())
 	diff(t, out, "one\ntwo\n")
 	said, err := refused(t, f, "logs", "-n", "node-1", "-f")
 	diff(t, said, "error: the agent is slow (TIMED_OUT)\n") // no hint that blames a master which answers

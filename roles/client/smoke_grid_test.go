@@ -33,6 +33,18 @@ type smokeGrid struct {
 
 const smokeNode = "node-smoke"
 
+// nodePort is a node's server, which may be closed before it has begun to serve.
+type nodePort struct {
+	srv *http.Server
+	l   net.Listener
+}
+
+func (p nodePort) Close() error {
+	err := p.srv.Close()
+	_ = p.l.Close() // srv has done so if it serves
+	return err
+}
+
 func newSmokeGrid(t *testing.T) *smokeGrid {
 	g := &smokeGrid{fakeMaster: &fakeMaster{}, t: t, storage: keyValue(smokeNode)}
 	g.onStatus = healthyGrid
@@ -75,7 +87,7 @@ func (g *smokeGrid) spawn(r *sutrav1.SpawnNodeRequest) (*sutrav1.SpawnNodeRespon
 		}
 		srv := &http.Server{Handler: g.storage}
 		go func() { _ = srv.Serve(l) }() // ends with Close, which says so
-		g.by, g.port = r.GetRequestId(), srv
+		g.by, g.port = r.GetRequestId(), nodePort{srv, l}
 		g.node = &sutrav1.Node{
 			NodeId: smokeNode, AgentId: "agent-001", Endpoint: l.Addr().String(), Pid: 7,
 			Phase: sutrav1.Phase_PHASE_RUNNING,

@@ -1,6 +1,7 @@
 package nodes
 
 import (
+	"flag"
 	"fmt"
 	"slices"
 	"strings"
@@ -46,6 +47,9 @@ func (f *follower) sorted() []*sutrav1.Node {
 
 // Whoever follows the changes, with answers lost on the way, knows what is there.
 func TestChangesAddUp(t *testing.T) {
+	if err := flag.Set("rapid.checks", "25"); err != nil { // each starts and stops a dozen processes
+		t.Fatal(err)
+	}
 	rounds := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		rounds++

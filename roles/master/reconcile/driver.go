@@ -8,6 +8,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/sutra-grid/sutra/roles/master/registry"
+	"github.com/sutra-grid/sutra/rpc"
 )
 
 const (
@@ -83,7 +84,11 @@ func (d *Driver) act(ctx context.Context, a Action) {
 	}
 	pause := d.Registry.Trouble(a.NodeID, err, time.Now())
 	if err != nil {
-		log.Warn().Err(err).Dur("retry_in_ms", pause).Msg("reconcile failed")
+		level := zerolog.WarnLevel
+		if rpc.ReasonOf(err) == rpc.ShuttingDown {
+			level = zerolog.DebugLevel // an agent that takes its nodes along is told of before it is gone
+		}
+		log.WithLevel(level).Err(err).Dur("retry_in_ms", pause).Msg("reconcile failed")
 		return
 	}
 	if a.Kind == Confirm {

@@ -17,6 +17,7 @@ import (
 	"github.com/sutra-grid/sutra/health"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/roles/master/registry"
+	"github.com/sutra-grid/sutra/rpc"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -140,6 +141,27 @@ func TestDriverTriesAgainAfterEachPause(t *testing.T) {
 		said := strings.Count(log.String(), `"message":"reconcile failed"`)
 		if said != 4 || strings.Count(log.String(), `"message":"reconciled"`) != 1 || !strings.Contains(log.String(), `"error":"no route"`) {
 			t.Errorf("the log says otherwise:\n%s", &log)
+		}
+	})
+}
+
+// An agent that stops, and its nodes with it, reports their end before its own: that they can't run there is no trouble.
+func TestDriverWarnsOfNoAgentThatStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := gridOf(t, 1)
+		var log bytes.Buffer
+		tries := 0
+		stop := drive(t, &Driver{Registry: r, Log: zerolog.New(&log).Level(zerolog.InfoLevel), Actor: actorFunc(func(context.Context, Action) error {
+			tries++
+			return fmt.Errorf("spawn: %w", rpc.Errorf(rpc.ShuttingDown, "agent a is shutting down"))
+		})})
+		time.Sleep(3*time.Second + settle)
+		stop()
+		if log.Len() > 0 {
+			t.Errorf("the log says\n%s", log.String())
+		}
+		if tries < 2 {
+			t.Errorf("tried %d times: the agent may come back", tries)
 		}
 	})
 }
