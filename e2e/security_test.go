@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,11 +9,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -339,74 +336,6 @@ func TestTokenIsUsedOnce(t *testing.T) {
 		}
 		if joined != 1 {
 			t.Errorf("%d joined with a token for one", joined)
-		}
-	}
-}
-
-// recorder passes on what goes between a client and a server, and keeps it.
-func recorder(t *testing.T, to string) (at string, seen func() []byte) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	var mu sync.Mutex
-	var all bytes.Buffer
-	keep := func(dst, src net.Conn) {
-		buffer := make([]byte, 32<<10)
-		for {
-			n, err := src.Read(buffer)
-			mu.Lock()
-			all.Write(buffer[:n])
-			mu.Unlock()
-			if _, werr := dst.Write(buffer[:n]); err != nil || werr != nil {
-				_ = errors.Join(dst.Close(), src.Close())
-				return
-			}
-		}
-	}
-	go func() {
-		for {
-			from, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", to)
-			if err != nil {
-				_ = from.Close()
-				continue
-			}
-			go keep(server, from)
-			go keep(from, server)
-		}
-	}()
-	return l.Addr().String(), func() []byte {
-		mu.Lock()
-		defer mu.Unlock()
-		return bytes.Clone(all.Bytes())
-	}
-}
-
-// Who listens in between sees nothing of a spawn.
-func TestNothingIsSentInTheClear(t *testing.T) {
-	t.Parallel()
-	g := harness.New(t)
-	g.StartMaster()
-	g.StartAgent("agent-001", manyProfiles)
-	at, seen := recorder(t, g.Endpoint)
-	path := filepath.Join(g.Dir, "a-secret-place")
-	out := g.MustRun("spawn", "--profile", "sleep", "--storage-path", path, "--master", at)
-	if !strings.Contains(out, "node-") {
-		t.Fatal(out)
-	}
-	wire := seen()
-	if len(wire) < 1000 {
-		t.Fatalf("%d bytes went by: this test shows nothing", len(wire))
-	}
-	for _, word := range []string{"a-secret-place", "SpawnNode", "sutra.v1", "spiffe://", "node-", "agent-001"} {
-		if bytes.Contains(wire, []byte(word)) {
-			t.Errorf("%q went by in the clear", word)
 		}
 	}
 }
