@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -39,7 +40,8 @@ type forger struct {
 	t      *testing.T
 	issuer *x509.Certificate
 	key    *ecdsa.PrivateKey
-	root   *x509.Certificate
+	// above are who vouch for the issuer.
+	above [][]byte
 }
 
 // stolen is a forger with the keys of a grid.
@@ -68,7 +70,7 @@ func stolen(t *testing.T, g *harness.Grid) forger {
 	}
 	root, _ := read("root.pem")
 	issuer, key := read("issuer.pem")
-	return forger{t, issuer, key, root}
+	return forger{t, issuer, key, [][]byte{root.Raw}}
 }
 
 // forge makes a certificate of somebody who may be whoever edit makes of an admin.
@@ -95,7 +97,7 @@ func (f forger) forge(grid string, edit func(*x509.Certificate)) tls.Certificate
 	}
 	made := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	if f.issuer != nil {
-		made.Certificate = append(made.Certificate, f.issuer.Raw, f.root.Raw)
+		made.Certificate = append(append(made.Certificate, f.issuer.Raw), f.above...)
 	}
 	return made
 }
@@ -110,6 +112,7 @@ func TestBadCertificates(t *testing.T) {
 	_, grid := g.Authority()
 	_, otherGrid := other.Authority()
 	own, foreign, nobody := stolen(t, g), stolen(t, other), forger{t: t}
+	g.MustRun("agents", "ban", "agent-002")
 	as := func(kind, name string) func(*x509.Certificate) {
 		return func(c *x509.Certificate) {
 			c.URIs[0].Path = "/" + kind + "/" + name
@@ -117,6 +120,12 @@ func TestBadCertificates(t *testing.T) {
 		}
 	}
 	same := func(*x509.Certificate) {}
+	agents := own.forge(grid, as("agent", "agent-001"))
+	signer, err := x509.ParseCertificate(agents.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	byAgent := forger{t, signer, agents.PrivateKey.(*ecdsa.PrivateKey), agents.Certificate[1:]}
 	agentAt := agentOf(t, g, "agent-001").GetEndpoint()
 	for _, c := range []struct {
 		name    string
@@ -139,6 +148,8 @@ func TestBadCertificates(t *testing.T) {
 		{"another grid's, with this one's name", p(foreign.forge(grid, same)), nil, codes.Unauthenticated, "another grid", codes.Unauthenticated},
 		{"this grid's, with another one's name", p(own.forge(otherGrid, same)), nil, codes.Unauthenticated, "", codes.Unauthenticated},
 		{"for servers alone", p(own.forge(grid, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })), nil, codes.Unauthenticated, "isn't for this use", codes.Unauthenticated},
+		{"not for signing", p(own.forge(grid, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment })), nil, codes.Unauthenticated, "isn't for this use", codes.Unauthenticated},
+		{"signed by an agent", p(byAgent.forge(grid, same)), nil, codes.Unauthenticated, "another grid", codes.Unauthenticated},
 		{"without a role", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = nil })), nil, codes.Unauthenticated, "roles", codes.Unauthenticated},
 		{"with two roles", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = []string{"admin", "viewer"} })), nil, codes.Unauthenticated, "roles", codes.Unauthenticated},
 		{"with an agent's role", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = []string{"agent"} })), nil, codes.Unauthenticated, "", codes.Unauthenticated},
@@ -146,6 +157,7 @@ func TestBadCertificates(t *testing.T) {
 			c.URIs = append(c.URIs, &url.URL{Scheme: "spiffe", Host: grid, Path: "/user/bob"})
 		})), nil, codes.Unauthenticated, "", codes.Unauthenticated},
 		{"an agent's", p(own.forge(grid, as("agent", "agent-001"))), nil, codes.PermissionDenied, "whose role is agent", codes.PermissionDenied},
+		{"a banned agent's", p(own.forge(grid, as("agent", "agent-002"))), nil, codes.PermissionDenied, "is banned from this grid", codes.PermissionDenied},
 		{"a master's", p(own.forge(grid, as("master", "m"))), nil, codes.PermissionDenied, "whose role is master", codes.OK},
 		{"TLS 1.2", p(own.forge(grid, same)), func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }, codes.Unavailable, "protocol version", codes.Unavailable},
 	} {
@@ -178,6 +190,22 @@ func TestBadCertificates(t *testing.T) {
 			})
 			if status.Code(err) != c.atAgent {
 				t.Errorf("the agent says %v, want %v", err, c.atAgent)
+			}
+			// The master's pages go by the same identities.
+			page := &http.Transport{TLSClientConfig: config.Clone()}
+			page.TLSClientConfig.NextProtos = nil
+			defer page.CloseIdleConnections()
+			got, want := 0, map[codes.Code]int{codes.OK: http.StatusOK, codes.Unauthenticated: http.StatusUnauthorized, codes.PermissionDenied: http.StatusForbidden}[c.code]
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+g.HTTP+"/metrics", http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if answer, err := page.RoundTrip(request); err == nil {
+				got = answer.StatusCode
+				_ = answer.Body.Close() // only its status counts
+			}
+			if got != want {
+				t.Errorf("/metrics answers %d, want %d", got, want)
 			}
 		})
 	}
