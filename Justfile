@@ -8,11 +8,16 @@ set positional-arguments
 buf_version := "v1.75.0"
 golangci_lint_version := "v2.15.0"
 govulncheck_version := "v1.9.0"
+grpcurl_version := "v1.9.4"
 
 tools := justfile_directory() / ".tools"
 buf := tools / "buf@" + buf_version / "buf"
 golangci_lint := tools / "golangci-lint@" + golangci_lint_version / "golangci-lint"
 govulncheck := tools / "govulncheck@" + govulncheck_version / "govulncheck"
+grpcurl := tools / "grpcurl@" + grpcurl_version / "grpcurl"
+
+# A test looks for it there, and is skipped where it isn't.
+export PATH := parent_directory(grpcurl) + ":" + env("PATH")
 
 # List the recipes.
 default:
@@ -154,7 +159,7 @@ bench *args:
     go test -run '^$' -bench . "$@" ./e2e/bench/...
 
 # All that CI runs, cheap checks first and the tests last.
-ci: generate-check breaking _tidy _vet _static lint vulncheck unprivileged (test "-race" "-count=1" "-timeout=30m")
+ci: generate-check breaking _tidy _vet _static lint vulncheck unprivileged _grpcurl (test "-race" "-count=1" "-timeout=30m")
 
 _tidy:
     go mod tidy -diff
@@ -180,3 +185,6 @@ _golangci_lint:
 
 _govulncheck:
     @[[ -x {{ govulncheck }} ]] || GOBIN={{ parent_directory(govulncheck) }} go install golang.org/x/vuln/cmd/govulncheck@{{ govulncheck_version }}
+
+_grpcurl:
+    @[[ -x {{ grpcurl }} ]] || GOBIN={{ parent_directory(grpcurl) }} go install github.com/fullstorydev/grpcurl/cmd/grpcurl@{{ grpcurl_version }}

@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,11 +9,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"math/big"
-	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -44,7 +42,8 @@ type forger struct {
 	t      *testing.T
 	issuer *x509.Certificate
 	key    *ecdsa.PrivateKey
-	root   *x509.Certificate
+	// above are who vouch for the issuer.
+	above [][]byte
 }
 
 // stolen is a forger with the keys of a grid.
@@ -73,7 +72,7 @@ func stolen(t *testing.T, g *harness.Grid) forger {
 	}
 	root, _ := read("root.pem")
 	issuer, key := read("issuer.pem")
-	return forger{t, issuer, key, root}
+	return forger{t, issuer, key, [][]byte{root.Raw}}
 }
 
 // forge makes a certificate of somebody who may be whoever edit makes of an admin.
@@ -100,7 +99,7 @@ func (f forger) forge(grid string, edit func(*x509.Certificate)) tls.Certificate
 	}
 	made := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	if f.issuer != nil {
-		made.Certificate = append(made.Certificate, f.issuer.Raw, f.root.Raw)
+		made.Certificate = append(append(made.Certificate, f.issuer.Raw), f.above...)
 	}
 	return made
 }
@@ -115,6 +114,7 @@ func TestBadCertificates(t *testing.T) {
 	_, grid := g.Authority()
 	_, otherGrid := other.Authority()
 	own, foreign, nobody := stolen(t, g), stolen(t, other), forger{t: t}
+	g.MustRun("agents", "ban", "agent-002")
 	as := func(kind, name string) func(*x509.Certificate) {
 		return func(c *x509.Certificate) {
 			c.URIs[0].Path = "/" + kind + "/" + name
@@ -122,6 +122,12 @@ func TestBadCertificates(t *testing.T) {
 		}
 	}
 	same := func(*x509.Certificate) {}
+	agents := own.forge(grid, as("agent", "agent-001"))
+	signer, err := x509.ParseCertificate(agents.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	byAgent := forger{t, signer, agents.PrivateKey.(*ecdsa.PrivateKey), agents.Certificate[1:]}
 	agentAt := agentOf(t, g, "agent-001").GetEndpoint()
 	for _, c := range []struct {
 		name    string
@@ -144,6 +150,8 @@ func TestBadCertificates(t *testing.T) {
 		{"another grid's, with this one's name", p(foreign.forge(grid, same)), nil, codes.Unauthenticated, "another grid", codes.Unauthenticated},
 		{"this grid's, with another one's name", p(own.forge(otherGrid, same)), nil, codes.Unauthenticated, "", codes.Unauthenticated},
 		{"for servers alone", p(own.forge(grid, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })), nil, codes.Unauthenticated, "isn't for this use", codes.Unauthenticated},
+		{"not for signing", p(own.forge(grid, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment })), nil, codes.Unauthenticated, "isn't for this use", codes.Unauthenticated},
+		{"signed by an agent", p(byAgent.forge(grid, same)), nil, codes.Unauthenticated, "another grid", codes.Unauthenticated},
 		{"without a role", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = nil })), nil, codes.Unauthenticated, "roles", codes.Unauthenticated},
 		{"with two roles", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = []string{"admin", "viewer"} })), nil, codes.Unauthenticated, "roles", codes.Unauthenticated},
 		{"with an agent's role", p(own.forge(grid, func(c *x509.Certificate) { c.Subject.Organization = []string{"agent"} })), nil, codes.Unauthenticated, "", codes.Unauthenticated},
@@ -151,6 +159,7 @@ func TestBadCertificates(t *testing.T) {
 			c.URIs = append(c.URIs, &url.URL{Scheme: "spiffe", Host: grid, Path: "/user/bob"})
 		})), nil, codes.Unauthenticated, "", codes.Unauthenticated},
 		{"an agent's", p(own.forge(grid, as("agent", "agent-001"))), nil, codes.PermissionDenied, "whose role is agent", codes.PermissionDenied},
+		{"a banned agent's", p(own.forge(grid, as("agent", "agent-002"))), nil, codes.PermissionDenied, "is banned from this grid", codes.PermissionDenied},
 		{"a master's", p(own.forge(grid, as("master", "m"))), nil, codes.PermissionDenied, "whose role is master", codes.OK},
 		{"TLS 1.2", p(own.forge(grid, same)), func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }, codes.Unavailable, "protocol version", codes.Unavailable},
 	} {
@@ -183,6 +192,22 @@ func TestBadCertificates(t *testing.T) {
 			})
 			if status.Code(err) != c.atAgent {
 				t.Errorf("the agent says %v, want %v", err, c.atAgent)
+			}
+			// The master's pages go by the same identities.
+			page := &http.Transport{TLSClientConfig: config.Clone()}
+			page.TLSClientConfig.NextProtos = nil
+			defer page.CloseIdleConnections()
+			got, want := 0, map[codes.Code]int{codes.OK: http.StatusOK, codes.Unauthenticated: http.StatusUnauthorized, codes.PermissionDenied: http.StatusForbidden}[c.code]
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+g.HTTP+"/metrics", http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if answer, err := page.RoundTrip(request); err == nil {
+				got = answer.StatusCode
+				_ = answer.Body.Close() // only its status counts
+			}
+			if got != want {
+				t.Errorf("/metrics answers %d, want %d", got, want)
 			}
 		})
 	}
@@ -391,74 +416,6 @@ func TestTokenIsUsedOnce(t *testing.T) {
 		}
 		if joined != 1 {
 			t.Errorf("%d joined with a token for one", joined)
-		}
-	}
-}
-
-// recorder passes on what goes between a client and a server, and keeps it.
-func recorder(t *testing.T, to string) (at string, seen func() []byte) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	var mu sync.Mutex
-	var all bytes.Buffer
-	keep := func(dst, src net.Conn) {
-		buffer := make([]byte, 32<<10)
-		for {
-			n, err := src.Read(buffer)
-			mu.Lock()
-			all.Write(buffer[:n])
-			mu.Unlock()
-			if _, werr := dst.Write(buffer[:n]); err != nil || werr != nil {
-				_ = errors.Join(dst.Close(), src.Close())
-				return
-			}
-		}
-	}
-	go func() {
-		for {
-			from, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", to)
-			if err != nil {
-				_ = from.Close()
-				continue
-			}
-			go keep(server, from)
-			go keep(from, server)
-		}
-	}()
-	return l.Addr().String(), func() []byte {
-		mu.Lock()
-		defer mu.Unlock()
-		return bytes.Clone(all.Bytes())
-	}
-}
-
-// Who listens in between sees nothing of a spawn.
-func TestNothingIsSentInTheClear(t *testing.T) {
-	t.Parallel()
-	g := harness.New(t)
-	g.StartMaster()
-	g.StartAgent("agent-001", manyProfiles)
-	at, seen := recorder(t, g.Endpoint)
-	path := filepath.Join(g.Dir, "a-secret-place")
-	out := g.MustRun("spawn", "--profile", "sleep", "--storage-path", path, "--master", at)
-	if !strings.Contains(out, "node-") {
-		t.Fatal(out)
-	}
-	wire := seen()
-	if len(wire) < 1000 {
-		t.Fatalf("%d bytes went by: this test shows nothing", len(wire))
-	}
-	for _, word := range []string{"a-secret-place", "SpawnNode", "sutra.v1", "spiffe://", "node-", "agent-001"} {
-		if bytes.Contains(wire, []byte(word)) {
-			t.Errorf("%q went by in the clear", word)
 		}
 	}
 }

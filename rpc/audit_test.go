@@ -328,3 +328,39 @@ func TestJournalMendsATornLine(t *testing.T) {
 		t.Errorf("in no folder: %v", err)
 	}
 }
+
+// FuzzRecordedStranger: whatever a stranger calls itself, the record of it is one line of JSON, of bounded length, without a token.
+func FuzzRecordedStranger(f *testing.F) {
+	token, err := pki.NewToken([32]byte{1})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range []string{
+		"", "agent-001", "a\nb", "\x00\xff\u2028", token.Encode(), "x" + token.Encode() + "\n", `"}` + "\n{",
+		strings.Repeat("a", 3*maxAudited), strings.Repeat("a", maxAudited-10) + token.Encode(),
+	} {
+		f.Add(name, token.ID)
+		f.Add("a", name)
+	}
+	file := filepath.Join(f.TempDir(), refusedFile)
+	j, err := openJournal(file, 1<<40, zerolog.Nop())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = j.close() })
+	f.Fuzz(func(t *testing.T, name, id string) {
+		what := map[string]any{}
+		about(&sutrav1.EnrollRequest{TokenId: id, TokenSecret: []byte(name), Name: name, CertificateRequest: []byte(name)}, what)
+		if err := j.file.Load().Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+		j.write(audited{Method: "Enroll", Who: "nobody", What: what})
+		if all := records(t, file); len(all) != 1 {
+			t.Errorf("%q and %q are on record as %v", name, id, all)
+		}
+		data, err := os.ReadFile(file)
+		if err != nil || pki.HoldsToken(string(data)) >= 0 || len(data) > 20*maxAudited {
+			t.Errorf("on record, with %v, are %d bytes: %.200q", err, len(data), data)
+		}
+	})
+}

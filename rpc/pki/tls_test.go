@@ -61,6 +61,7 @@ func TestWhoIsTakenForWhat(t *testing.T) {
 			forge(t, ours, func(c *x509.Certificate) { c.IsCA = true }), "an authority's certificate as its own",
 			"an authority's certificate as its own", "an authority's certificate as its own",
 		},
+		"not for signing":  {forge(t, ours, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }), wrongUse, wrongUse, wrongUse},
 		"for servers only": {forge(t, ours, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }), wrongUse, "", ""},
 		"for clients only": {forge(t, ours, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }), "", wrongUse, wrongUse},
 		"without its root": {cut(good, 2), "", "", wrongToken},

@@ -32,6 +32,9 @@ func Verify(chain, roots []*x509.Certificate, grid string, use x509.ExtKeyUsage,
 	if _, err := leaf.Verify(opts); err != nil {
 		return Identity{}, explain(leaf, err, now)
 	}
+	if leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 { // neither that nor a handshake looks at it
+		return Identity{}, errWrongUse
+	}
 	id, err := identityOf(leaf)
 	if err != nil {
 		return Identity{}, err
@@ -41,6 +44,8 @@ func Verify(chain, roots []*x509.Certificate, grid string, use x509.ExtKeyUsage,
 	}
 	return id, nil
 }
+
+var errWrongUse = errors.New("its certificate isn't for this use")
 
 // explain says of a certificate that wasn't vouched for what a person has to know.
 func explain(leaf *x509.Certificate, err error, now time.Time) error {
@@ -57,7 +62,7 @@ func explain(leaf *x509.Certificate, err error, now time.Time) error {
 		}
 		return errors.New("its certificate is of another grid, or of this grid's before it was made anew")
 	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
-		return errors.New("its certificate isn't for this use")
+		return errWrongUse
 	}
 	return fmt.Errorf("its certificate doesn't hold: %w", err)
 }
