@@ -174,7 +174,7 @@ func overhear(t *testing.T, inClear bool) overheard {
 // enroll joins a grid in the clear, over a connection of this goroutine's network.
 func enroll(t *testing.T, endpoint string, token pki.Token) {
 	t.Helper()
-	wire, err := net.Dial("tcp", endpoint) //nolint:noctx // it is at hand
+	wire, err := net.Dial("tcp", endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -275,11 +275,14 @@ func (j *journal) write(line any) {
 		j.log.Warn().Int64("lost", lost).Str("file", j.path).Msg("calls are on record again")
 	}
 	if j.size.Load() > j.limit && j.turning.CompareAndSwap(false, true) {
+		defer j.turning.Store(false)
+		if j.size.Load() <= j.limit {
+			return // somebody has just put it aside: to do so again would cost the oldest file
+		}
 		if err := j.turn(); err != nil {
 			j.log.Error().Err(err).Str("file", j.path).Msg("the record of calls wasn't put aside, and grows")
 			j.size.Store(0) // tried again when it has grown by as much
 		}
-		j.turning.Store(false)
 	}
 }
 
