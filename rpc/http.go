@@ -168,6 +168,8 @@ func (g Guard) restrict(h http.Handler) http.Handler {
 				code, why = http.StatusUnauthorized, "the caller isn't known here: "+err.Error()
 			} else if !slices.Contains(readers, id.Role) {
 				code, why = http.StatusForbidden, id.String()+" may not read this; that takes the role "+roleWords(readers)
+			} else if g.banned(id) != nil {
+				code, why = http.StatusForbidden, id.String()+" is banned from this grid"
 			}
 		}
 		if code != 0 {

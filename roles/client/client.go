@@ -126,7 +126,7 @@ func (c *client) commands() []*cli.Command {
 	all := []*cli.Command{
 		c.spawnCommand(), c.stopCommand(), c.restartCommand(), c.removeCommand(), c.statusCommand(),
 		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.logsCommand(), c.smokeCommand(),
-		c.agentsCommand(), c.tokenCommand(), c.loginCommand(), c.caCommand(),
+		c.agentsCommand(), c.usersCommand(), c.listBansCommand(), c.tokenCommand(), c.loginCommand(), c.caCommand(),
 	}
 	shared(all)
 	return all

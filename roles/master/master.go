@@ -105,6 +105,7 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 	m.service = &service{
 		store: st, registry: m.registry, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
 		thresholds: cfg.Thresholds, version: cfg.Version, started: started, access: admittance, identity: m.identity, anew: m.anew, log: cfg.Log,
+		leaveAdmin: func() error { return m.leaveAdmin(admittance) },
 	}
 	cfg.Log.Info().Str("version", cfg.Version).Str("grid_id", st.GridID()).Int("agents", len(state.Agents)).
 		Int("nodes", len(state.Nodes)).Str("home", cfg.Home).Msg("master starting")
