@@ -71,7 +71,12 @@ func fetchAs(t *testing.T, client *http.Client, url string) (code int, body stri
 // series reads a /metrics page: values by what stands before them.
 func series(t *testing.T, g *harness.Grid, at string) map[string]float64 {
 	t.Helper()
-	code, body := fetchAs(t, admin(t, g), "https://"+at+"/metrics")
+	return seriesAs(t, admin(t, g), at)
+}
+
+func seriesAs(t *testing.T, client *http.Client, at string) map[string]float64 {
+	t.Helper()
+	code, body := fetchAs(t, client, "https://"+at+"/metrics")
 	if code != http.StatusOK {
 		t.Fatalf("/metrics of %s: %d\n%s", at, code, body)
 	}
