@@ -96,6 +96,15 @@ type known struct {
 	gone  func(*known)
 }
 
+// Read reads. A stranger that shook hands and says nothing of what it wants is in its handshake still.
+func (k *known) Read(p []byte) (int, error) {
+	n, err := k.Conn.Read(p)
+	if g, ok := k.raw.(*guest); ok && err != nil && k.caller == (pki.Identity{}) && timedOut(err) {
+		g.count(slowHandshake)
+	}
+	return n, err
+}
+
 // Close forgets the connection.
 func (k *known) Close() error {
 	k.gone(k)
@@ -112,11 +121,14 @@ func newAdmission(g Guard) *admission {
 
 // ServerHandshake finds out who calls.
 func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	atDoor, _ := raw.(*guest) // always, but for tests that serve by themselves
 	conn, info, err := a.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
+		if atDoor != nil {
+			atDoor.failed(err)
+		}
 		return nil, nil, err
 	}
-	atDoor, _ := raw.(*guest) // always, but for tests that serve by themselves
 	shown, ok := info.(credentials.TLSInfo)
 	if !ok {
 		if atDoor != nil {

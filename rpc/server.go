@@ -46,6 +46,7 @@ const (
 type Server struct {
 	*grpc.Server
 	log       zerolog.Logger
+	metrics   *Metrics
 	security  Guard
 	admission *admission
 	door      *door
@@ -60,7 +61,7 @@ type Server struct {
 
 // NewServer makes a server. Services are registered by the caller; m may be nil.
 func NewServer(log zerolog.Logger, m *Metrics, g Guard) *Server {
-	s := &Server{log: log, security: g, admission: newAdmission(g), door: newDoor(log), stopping: make(chan struct{})}
+	s := &Server{log: log, metrics: m, security: g, admission: newAdmission(g), door: newDoor(log, m), stopping: make(chan struct{})}
 	unary := []grpc.UnaryServerInterceptor{s.guard}
 	stream := []grpc.StreamServerInterceptor{s.guardStream}
 	if m != nil {
@@ -91,7 +92,9 @@ func (s *Server) Serve(l net.Listener) error { return s.Server.Serve(guarding{l,
 // wait.
 func (s *Server) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	if calls := callerOf(ctx).calls; calls != nil && calls.Add(1) > strangerCalls {
-		return nil, Errorf(TooManyRequests, "more than %d calls without saying who it is", strangerCalls)
+		refused := Errorf(TooManyRequests, "more than %d calls without saying who it is", strangerCalls)
+		s.metrics.refuse(refused)
+		return nil, refused
 	}
 	return ctx, nil
 }
@@ -111,6 +114,7 @@ func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if err = s.outcome(info.FullMethod, start, recover(), err); err != nil {
 			resp = nil
 		}
+		s.metrics.refuse(err)
 		s.security.Audit.call(ctx, info.FullMethod, start, req, resp, err)
 	}()
 	caller := callerOf(ctx)
@@ -192,6 +196,7 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		if err = s.outcome(info.FullMethod, start, caught, err); ReasonOf(err) == CertificateExpired {
 			return // it wasn't refused
 		}
+		s.metrics.refuse(err)
 		s.security.Audit.call(ctx, info.FullMethod, start, nil, nil, err)
 	}()
 	if refused := s.security.authorize(info.FullMethod, caller, nil, start); refused != nil {

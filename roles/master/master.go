@@ -143,7 +143,7 @@ func (m *Master) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return rpc.Serve(ctx, server, m.cfg.Listener) })
 	if m.cfg.HTTP != nil {
 		group.Go(func() error {
-			return rpc.ServeHTTP(ctx, rpc.Observability(m.metrics, m.store.Healthy), m.cfg.HTTP, guard)
+			return rpc.ServeHTTP(ctx, rpc.Observability(m.metrics, m.store.Healthy), m.cfg.HTTP, guard, m.rpc)
 		})
 	}
 	group.Go(func() error { return driver.Run(ctx) })
