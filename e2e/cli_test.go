@@ -28,6 +28,7 @@ var verbs = map[string][]string{
 	"node-status": {"--node", "-n", "--cached", "--master", "--output"},
 	"list-agents": {"--master", "--output"},
 	"list-nodes":  {"--agent", "-a", "--all", "--master", "--output"},
+	"list-bans":   {"--master", "--output"},
 	"logs":        {"--node", "-n", "--follow", "-f", "--tail", "--since", "--master", "--output"},
 	"smoke":       {"--agent", "--profile", "--master", "--output"},
 	"login":       {"--master", "--token", "--name"},
@@ -37,6 +38,8 @@ var verbs = map[string][]string{
 	"token revoke": {"--master", "--output"},
 	"agents ban":   {"--reason", "--master", "--output"},
 	"agents unban": {"--master", "--output"},
+	"users ban":    {"--reason", "--master", "--output"},
+	"users unban":  {"--master", "--output"},
 
 	"version":    nil,
 	"completion": nil,
@@ -196,7 +199,7 @@ func TestOutput(t *testing.T) {
 	for verb := range verbs {
 		switch words := strings.Fields(verb); verb {
 		case "completion":
-		case "agents ban", "agents unban", "token revoke":
+		case "agents ban", "agents unban", "users ban", "users unban", "token revoke":
 			refused(t, g, 2, "USAGE", []string{"has 2 words there", "sutra " + verb}, append(words, "one", "stray")...)
 			refused(t, g, 2, "USAGE", []string{"has 0 words there", "sutra " + verb}, words...)
 		default:

@@ -14,6 +14,21 @@ import (
 	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
+// readerAs is an HTTP client that is somebody in a grid, for longer than any test.
+func readerAs(t *testing.T, g *harness.Grid, id pki.Identity) *http.Client {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "id.pem")
+	a, grid := g.Authority()
+	own, err := a.Own(id, time.Hour)
+	if err == nil {
+		err = own.Save(file)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reader(t, file, grid)
+}
+
 // Of the HTTP pages, a stranger gets /healthz on the host itself; the rest is for people of the grid, at the master and at
 // an agent, on any address.
 func TestHTTPNeedsAnIdentity(t *testing.T) {
@@ -33,16 +48,7 @@ func TestHTTPNeedsAnIdentity(t *testing.T) {
 	// Identities, each in a file as its owner has it.
 	as := func(g *harness.Grid, id pki.Identity) *http.Client {
 		t.Helper()
-		file := filepath.Join(t.TempDir(), "id.pem")
-		a, _ := g.Authority()
-		own, err := a.Own(id, time.Hour)
-		if err == nil {
-			err = own.Save(file)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		client := reader(t, file, grid)
+		client := readerAs(t, g, id)
 		if id.Grid != grid { // it doesn't trust this grid, either
 			client.Transport.(*http.Transport).TLSClientConfig.InsecureSkipVerify = true
 		}

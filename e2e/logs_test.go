@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sutra-grid/sutra/e2e/harness"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // countProfile numbers its lines, on through its restarts. It fills an eighth of its budget in a second or two, and all of it
@@ -158,6 +162,77 @@ func TestFollowThroughEverything(t *testing.T) {
 		out := g.MustRun(append([]string{"logs", "-n", id}, args...)...)
 		if from, to := counted(t, []byte(out), 0); from != last-2 || to != last {
 			t.Errorf("%v of a removed node: lines %d to %d of %d", args, from, to, last)
+		}
+	}
+}
+
+// A log is followed for longer than certificates last, the follower's and the master's: each stream ends with its
+// certificate, is begun anew with another, and not one line is missing or there twice.
+func TestFollowOutlastsCertificates(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster("--certificate-life", "5s")
+	at := fmt.Sprintf("127.0.0.1:%d", g.FreePort())
+	g.StartAgent("a1", countProfile+"[monitoring]\nmetrics_listen = \""+at+"\"\n")
+	node := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "count"})
+	id, home := node.GetNodeId(), filepath.Join(g.Dir, "anna")
+	token := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer"))
+	g.MustRun("login", "--home", home, "--master", g.Endpoint, "--token", token, "--name", "anna")
+	follower, said := follow(t, g, "anna", id, "--home", home, "--master", g.Endpoint)
+	_, grid := g.Authority()
+	page := readerAs(t, g, pki.UserIdentity(grid, "vera", sutrav1.Role_ROLE_VIEWER))
+	broken := func(at, service string) float64 {
+		return seriesAs(t, page, at)[fmt.Sprintf(`grpc_server_handled_total{grpc_code="Unauthenticated",grpc_method="TailLogs",grpc_service="sutra.v1.%s",grpc_type="server_stream"}`, service)]
+	}
+	// One whose certificate lasts sees nothing of the ends of the master's.
+	lasting := make(chan error, 1)
+	vera := as(t, g, pki.UserIdentity(grid, "vera", sutrav1.Role_ROLE_VIEWER))
+	go func() {
+		stream, err := vera.TailLogs(t.Context(), &sutrav1.TailLogsRequest{NodeId: id, Range: &sutrav1.LogRange{Follow: true}})
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		lasting <- err
+	}()
+	lives := map[time.Time]bool{}
+	harness.Await(t, "the ends of some certificates", func() error {
+		if !follower.Running() {
+			t.Fatalf("the follower ended:\n%.2000s", follower.Log())
+		}
+		own, err := pki.Load(filepath.Join(home, "credentials", grid+".pem"))
+		if err != nil {
+			return err
+		}
+		lives[own.Expires] = true
+		if ended, of := broken(g.HTTP, "GridMaster"), broken(at, "GridAgent"); ended < 3 || of < 2 || len(lives) < 4 {
+			return fmt.Errorf("%v streams of the follower have ended, %v of the master, and %d certificates were seen", ended, of, len(lives))
+		}
+		return nil
+	})
+	g.MustRun("stop", "-n", id)
+	if code := follower.Wait(); code != 0 {
+		t.Errorf("the follower ended with %d", code)
+	}
+	if err := <-lasting; !errors.Is(err, io.EOF) {
+		t.Errorf("the stream of one whose certificate lasts ended with %v", err)
+	}
+	data := said()
+	first, last := counted(t, data, 0)
+	if first != 1 || last < 100 {
+		t.Errorf("followed from line %d to line %d", first, last)
+	}
+	if kept, to := counted(t, []byte(g.MustRun("logs", "-n", id)), 0); to != last {
+		t.Errorf("kept are lines %d to %d, followed to %d", kept, to, last)
+	}
+	if bytes.Contains(follower.Log(), []byte("waiting for ")) {
+		t.Errorf("it says that it waits:\n%.2000s", follower.Log())
+	}
+	if lines, _ := onRecord(t, filepath.Join(g.Home, "master", "audit.log")); !slices.Contains(lines, "user anna Renew OK") {
+		t.Errorf("she didn't renew before it was too late: %q", lines)
+	}
+	for _, record := range []string{filepath.Join("master", "refused.log"), filepath.Join("agents", "a1", "refused.log")} {
+		if lines, _ := onRecord(t, filepath.Join(g.Home, record)); len(lines) > 0 {
+			t.Errorf("%s has %q", record, lines)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -18,9 +19,13 @@ import (
 	"syscall"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/sutra-grid/sutra/e2e/harness"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // fetch gets a page.
@@ -71,7 +76,12 @@ func fetchAs(t *testing.T, client *http.Client, url string) (code int, body stri
 // series reads a /metrics page: values by what stands before them.
 func series(t *testing.T, g *harness.Grid, at string) map[string]float64 {
 	t.Helper()
-	code, body := fetchAs(t, admin(t, g), "https://"+at+"/metrics")
+	return seriesAs(t, admin(t, g), at)
+}
+
+func seriesAs(t *testing.T, client *http.Client, at string) map[string]float64 {
+	t.Helper()
+	code, body := fetchAs(t, client, "https://"+at+"/metrics")
 	if code != http.StatusOK {
 		t.Fatalf("/metrics of %s: %d\n%s", at, code, body)
 	}
@@ -227,6 +237,104 @@ func TestMetrics(t *testing.T) {
 	harness.Await(t, "the agent to be OFFLINE in the metrics", func() error {
 		return wantSeries(series(t, g, g.HTTP), map[string]float64{`sutra_agents{health="OFFLINE"}`: 2})
 	})
+}
+
+// What a server ends or refuses at its door shows in its metrics, once each: at the gRPC port, and at that of the pages.
+func TestMetricsOfTheDoor(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	_, grid := g.Authority()
+	page := readerAs(t, g, pki.UserIdentity(grid, "vera", sutrav1.Role_ROLE_VIEWER)) // by one connection
+	dial := func(from, at string) net.Conn {
+		t.Helper()
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		c, err := dialer.DialContext(t.Context(), "tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	ended := func(why string) string { return fmt.Sprintf(`sutra_rpc_connections_ended_total{why=%q}`, why) }
+	refused := func(reason rpc.Reason) string { return fmt.Sprintf(`sutra_rpc_calls_refused_total{reason=%q}`, reason) }
+	want := map[string]float64{}
+	for _, why := range []string{"no_room", "out_of_time", "too_much", "too_many", "handshake_failed", "handshake_timeout"} {
+		want[ended(why)] = 0
+	}
+	for _, reason := range []rpc.Reason{rpc.Unauthenticated, rpc.TokenRefused, rpc.Banned, rpc.PermissionDenied, rpc.TooManyRequests} {
+		want[refused(reason)] = 0
+	}
+	if err := wantSeries(seriesAs(t, page, g.HTTP), want); err != nil {
+		t.Fatal(err)
+	}
+
+	// Strangers: who says nothing and is ended for others or by the time of a handshake, here and there, or shakes hands and
+	// then says nothing; who doesn't speak TLS; who sends too much; who calls too often, and stays.
+	for range 256 + 3 {
+		dial("127.0.0.2", g.Endpoint)
+	}
+	dial("127.0.0.3", g.HTTP)
+	want[ended("no_room")], want[ended("handshake_timeout")] = 3, 256+2
+	idle := tls.Client(dial("127.0.0.3", g.Endpoint), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err := idle.HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for at, first := range map[string]byte{g.Endpoint: 'G', g.HTTP: 22} {
+		c := dial("127.0.0.4", at)
+		if _, err := c.Write(append([]byte{first}, "ET / HTTP/1.1\r\n\r\n"...)); err != nil {
+			t.Fatal(err)
+		}
+		want[ended("handshake_failed")]++
+	}
+	stranger := func(from string) (c sutrav1.GridMasterClient, leaves func()) {
+		cc := dialFrom(t, g, from, nil)
+		return sutrav1.NewGridMasterClient(cc), func() { _ = cc.Close() } // or its time would end it, too
+	}
+	long := &sutrav1.EnrollRequest{Name: strings.Repeat("x", 3<<20)}
+	c, leaves := stranger("127.0.0.5")
+	if _, err := c.Enroll(t.Context(), long); status.Code(err) != codes.Unavailable {
+		t.Errorf("a stranger that sends much: %v", err)
+	}
+	leaves()
+	want[ended("too_much")]++
+	const often = 32
+	c, _ = stranger("127.0.0.6")
+	for range often + 1 {
+		if _, err := c.ListNodes(t.Context(), &sutrav1.ListNodesRequest{}); err == nil {
+			t.Error("a stranger was let in")
+		}
+	}
+	want[ended("out_of_time")]++ // it stays
+	want[refused(rpc.Unauthenticated)], want[refused(rpc.TooManyRequests)] = often, 1
+
+	// Those that are known, and one that wants to be.
+	if _, err := as(t, g, pki.UserIdentity(grid, "olga", sutrav1.Role_ROLE_OPERATOR)).ListTokens(t.Context(), &sutrav1.ListTokensRequest{}); err == nil {
+		t.Error("an operator sees the tokens")
+	}
+	if code, _ := fetchAs(t, readerAs(t, g, pki.AgentIdentity(grid, "a1")), "https://"+g.HTTP+"/metrics"); code != http.StatusForbidden {
+		t.Errorf("an agent's /metrics: %d", code)
+	}
+	want[refused(rpc.PermissionDenied)] = 2
+	g.MustRun("users", "ban", "anna")
+	if _, err := as(t, g, pki.UserIdentity(grid, "anna", sutrav1.Role_ROLE_ADMIN)).ListNodes(t.Context(), &sutrav1.ListNodesRequest{}); err == nil {
+		t.Error("a banned person sees the nodes")
+	}
+	want[refused(rpc.Banned)]++
+	_, request, err := pki.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, leaves = stranger("127.0.0.7")
+	if _, err := c.Enroll(t.Context(), &sutrav1.EnrollRequest{TokenId: "no-token", CertificateRequest: request, Name: "eve"}); rpc.ReasonOf(err) != rpc.TokenRefused {
+		t.Errorf("no token: %v", err)
+	}
+	leaves()
+	want[refused(rpc.TokenRefused)]++
+	if _, err := g.Client().StopNode(t.Context(), &sutrav1.StopNodeRequest{NodeId: "node-x", AgentId: "a x"}); err == nil {
+		t.Error("a bad request was taken") // which is no refusal of somebody
+	}
+	harness.Await(t, "what was ended and refused", func() error { return wantSeries(seriesAs(t, page, g.HTTP), want) })
 }
 
 // An agent that no master knows says so, and begins to be well when one does.

@@ -73,8 +73,8 @@ func TestUsage(t *testing.T) {
 	}{
 		{[]string{"statsu"}, `no verb "statsu"`, "did you mean: sutra status "},
 		{[]string{"Status"}, `no verb "Status"`, "did you mean: sutra status "},
-		{[]string{"lst"}, `no verb "lst"`, "did you mean: sutra list-agents, sutra list-nodes "},
-		{[]string{"list"}, `no verb "list"`, "did you mean: sutra list-agents, sutra list-nodes "},
+		{[]string{"lst"}, `no verb "lst"`, "did you mean: sutra list-agents, sutra list-nodes, sutra list-bans "},
+		{[]string{"list"}, `no verb "list"`, "did you mean: sutra list-agents, sutra list-nodes, sutra list-bans "},
 		{[]string{"nodes"}, `no verb "nodes"`, "did you mean: sutra list-nodes "},
 		{[]string{"frobnicate"}, `no verb "frobnicate"`, "sutra --help lists the verbs"},
 		{[]string{""}, `no verb ""`, "sutra --help lists the verbs"},

@@ -35,7 +35,8 @@ const (
 
 // door lets connections in, and keeps strangers from taking up all the room.
 type door struct {
-	log zerolog.Logger
+	log     zerolog.Logger
+	metrics *Metrics
 
 	mu        sync.Mutex // guards what follows
 	strangers list.List  // of *guest, the oldest first
@@ -45,8 +46,8 @@ type door struct {
 	said      time.Time
 }
 
-func newDoor(log zerolog.Logger) *door {
-	return &door{log: log, hosts: map[netip.Addr]*list.List{}, known: map[pki.Identity]int{}}
+func newDoor(log zerolog.Logger, m *Metrics) *door {
+	return &door{log: log, metrics: m, hosts: map[netip.Addr]*list.List{}, known: map[pki.Identity]int{}}
 }
 
 // guarding is a listener that lets its connections in by a door.
@@ -74,6 +75,8 @@ type guest struct {
 	known atomic.Bool
 	// timer ends a stranger.
 	timer *time.Timer
+	// counted: it is known to the metrics why it was ended.
+	counted atomic.Bool
 
 	// Guarded by door.mu. The elements are nil where it is no stranger any more.
 	inAll, inHost *list.Element
@@ -109,9 +112,13 @@ func (d *door) admit(c net.Conn) net.Conn {
 		d.hosts[g.host] = ofHost
 	}
 	g.inAll, g.inHost = d.strangers.PushBack(g), ofHost.PushBack(g)
-	g.timer = time.AfterFunc(strangerTime, func() { _ = g.Close() }) // its reader finds out
+	g.timer = time.AfterFunc(strangerTime, func() {
+		g.count(outOfTime)
+		_ = g.Close() // its reader finds out
+	})
 	d.mu.Unlock()
 	if out != nil {
+		out.count(noRoom)
 		_ = out.Conn.Close() // its reader finds out
 	}
 	if ended > 0 {
@@ -146,6 +153,7 @@ func (g *guest) welcome(id pki.Identity) error {
 	case g.gone:
 		return net.ErrClosed
 	case id != pki.Identity{} && d.known[id] >= maxConnections:
+		g.count(tooMany)
 		return fmt.Errorf("%s has %d connections already", id, maxConnections)
 	}
 	d.leaves(g)
@@ -156,10 +164,32 @@ func (g *guest) welcome(id pki.Identity) error {
 	return nil
 }
 
+// count tells the metrics why a guest is ended. What comes of that later, a handshake that fails for example, is none of it.
+func (g *guest) count(why string) {
+	if g.counted.CompareAndSwap(false, true) {
+		g.door.metrics.end(why)
+	}
+}
+
+// failed tells the metrics of a handshake that failed.
+func (g *guest) failed(err error) {
+	why := badHandshake
+	if timedOut(err) {
+		why = slowHandshake
+	}
+	g.count(why)
+}
+
+func timedOut(err error) bool {
+	var network net.Error
+	return errors.As(err, &network) && network.Timeout()
+}
+
 // Read reads; of a stranger only so much.
 func (g *guest) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
 	if !g.known.Load() && g.left.Add(-int64(n)) < 0 {
+		g.count(tooMuch)
 		return 0, errors.Join(errTooMuch, g.Close())
 	}
 	return n, err

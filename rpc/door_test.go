@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -40,11 +41,22 @@ func arrive(d *door, host byte) (*fakeConn, *guest) {
 	return c, g
 }
 
+// wantEnded compares all that the metrics say of connections that were ended.
+func wantEnded(t *testing.T, m *Metrics, want map[string]float64) {
+	t.Helper()
+	for _, why := range []string{noRoom, outOfTime, tooMuch, tooMany, badHandshake, slowHandshake} {
+		if got := value(t, m.ended.WithLabelValues(why)); got != want[why] {
+			t.Errorf("%v connections were ended for %s, want %v", got, why, want[why])
+		}
+	}
+}
+
 // One more than a host may have ends its oldest; those of other hosts stay, and those that are known.
 func TestDoorEndsTheOldestStranger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
-		d := newDoor(zerolog.New(&log))
+		m := NewMetrics(prometheus.NewRegistry())
+		d := newDoor(zerolog.New(&log), m)
 		other, _ := arrive(d, 2)
 		friend, g := arrive(d, 1)
 		if err := g.welcome(pki.AgentIdentity("g", "a1")); err != nil {
@@ -71,6 +83,7 @@ func TestDoorEndsTheOldestStranger(t *testing.T) {
 		if all[len(all)-1].closed.Load() == 0 || other.closed.Load() == 0 {
 			t.Error("a stranger stays for ever")
 		}
+		wantEnded(t, m, map[string]float64{noRoom: 3, outOfTime: maxStrangersOfHost + 1})
 		if friend.closed.Load() > 0 {
 			t.Error("one that is known was ended as a stranger")
 		}
@@ -89,7 +102,7 @@ func TestDoorEndsTheOldestStranger(t *testing.T) {
 
 func TestDoorBoundsAllStrangers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDoor(zerolog.Nop())
+		d := newDoor(zerolog.Nop(), nil)
 		first, _ := arrive(d, 0)
 		var guests []*guest
 		for i := range maxStrangers {
@@ -107,7 +120,8 @@ func TestDoorBoundsAllStrangers(t *testing.T) {
 
 func TestDoorBoundsWhatStrangersSend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDoor(zerolog.Nop())
+		m := NewMetrics(prometheus.NewRegistry())
+		d := newDoor(zerolog.Nop(), m)
 		read := func(g *guest, n int) (err error) {
 			buf := make([]byte, 1<<10)
 			for range n {
@@ -124,6 +138,8 @@ func TestDoorBoundsWhatStrangersSend(t *testing.T) {
 		if err := read(g, 1); !errors.Is(err, errTooMuch) || conn.closed.Load() == 0 {
 			t.Errorf("beyond: %v", err)
 		}
+		_ = read(g, 1) // counts no second time
+		wantEnded(t, m, map[string]float64{tooMuch: 1})
 		_, g = arrive(d, 1)
 		if err := g.welcome(pki.AgentIdentity("g", "a1")); err != nil {
 			t.Fatal(err)
@@ -137,7 +153,8 @@ func TestDoorBoundsWhatStrangersSend(t *testing.T) {
 
 func TestDoorBoundsOneIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDoor(zerolog.Nop())
+		m := NewMetrics(prometheus.NewRegistry())
+		d := newDoor(zerolog.Nop(), m)
 		eve, anna := pki.UserIdentity("g", "eve", sutrav1.Role_ROLE_VIEWER), pki.UserIdentity("g", "anna", sutrav1.Role_ROLE_VIEWER)
 		var guests []*guest
 		for range maxConnections {
@@ -166,6 +183,7 @@ func TestDoorBoundsOneIdentity(t *testing.T) {
 		if err := four.welcome(eve); err == nil {
 			t.Error("one that went counted twice")
 		}
+		wantEnded(t, m, map[string]float64{tooMany: 2})
 	})
 }
 

@@ -22,8 +22,8 @@ import (
 )
 
 // ServeHTTP serves a role's few HTTP pages until ctx ends. It closes the listener. Where the guard has credentials, the pages are
-// for those people of the grid who show a certificate, over TLS; /healthz is for this host's processes as well, in the clear.
-func ServeHTTP(ctx context.Context, h http.Handler, l net.Listener, g Guard) error {
+// for those people of the grid who show a certificate, over TLS; /healthz is for this host's processes as well, in the clear. m may be nil.
+func ServeHTTP(ctx context.Context, h http.Handler, l net.Listener, g Guard, m *Metrics) error {
 	srv := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -32,10 +32,10 @@ func ServeHTTP(ctx context.Context, h http.Handler, l net.Listener, g Guard) err
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 	}
-	l = guarding{l, newDoor(zerolog.Nop())}
+	l = guarding{l, newDoor(zerolog.Nop(), m)}
 	if g.Credentials != nil {
 		l = visited{l, g}
-		srv.Handler = g.restrict(h)
+		srv.Handler = g.restrict(h, m)
 		srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, visitorKey{}, c) }
 	}
 	failed := make(chan error, 1)
@@ -104,6 +104,9 @@ func (v *visitor) Read(p []byte) (int, error) {
 func (v *visitor) start() error {
 	first := make([]byte, 1)
 	if _, err := io.ReadFull(v.Conn, first); err != nil {
+		if !errors.Is(err, io.EOF) { // else it only looked whether somebody is there
+			v.failed(err)
+		}
 		return err
 	}
 	raw := &reread{Conn: v.Conn, Reader: io.MultiReader(bytes.NewReader(first), v.Conn)}
@@ -121,6 +124,7 @@ func (v *visitor) start() error {
 	}
 	secure := tls.Server(raw, config)
 	if err := secure.HandshakeContext(context.Background()); err != nil {
+		v.failed(err)
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
 	v.talk, v.secure, v.shown = secure, true, secure.ConnectionState().PeerCertificates
@@ -129,6 +133,13 @@ func (v *visitor) start() error {
 		return g.welcome(id)
 	}
 	return nil // each request hears who isn't known
+}
+
+// failed tells the metrics of a connection that didn't get as far as a request.
+func (v *visitor) failed(err error) {
+	if g, ok := v.Conn.(*guest); ok {
+		g.failed(err)
+	}
 }
 
 // Write answers; a server has always read something before.
@@ -151,30 +162,37 @@ func (r *reread) Read(p []byte) (int, error) { return r.Reader.Read(p) }
 type visitorKey struct{}
 
 // restrict keeps those from the pages who may not see them.
-func (g Guard) restrict(h http.Handler) http.Handler {
+func (g Guard) restrict(h http.Handler, m *Metrics) http.Handler {
 	readers := []sutrav1.Role{sutrav1.Role_ROLE_VIEWER, sutrav1.Role_ROLE_OPERATOR, sutrav1.Role_ROLE_ADMIN}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v, _ := r.Context().Value(visitorKey{}).(*visitor)
-		var code int
-		var why string
+		var refused *Error
 		switch host := hostOf(v.RemoteAddr()); {
 		case r.URL.Path == "/healthz" && host.IsLoopback():
 		case !v.secure:
-			code, why = http.StatusUnauthorized, "this takes TLS and a certificate of the grid: that of a viewer, for example"
+			refused = Errorf(Unauthenticated, "this takes TLS and a certificate of the grid: that of a viewer, for example")
 		default:
 			// Anew for each request: a certificate ends, and a root may be trusted no more.
 			id, err := g.Credentials.PeerOf(v.shown)
-			if err != nil {
-				code, why = http.StatusUnauthorized, "the caller isn't known here: "+err.Error()
-			} else if !slices.Contains(readers, id.Role) {
-				code, why = http.StatusForbidden, id.String()+" may not read this; that takes the role "+roleWords(readers)
+			switch {
+			case err != nil:
+				refused = Errorf(Unauthenticated, "the caller isn't known here: %v", err)
+			case !slices.Contains(readers, id.Role):
+				refused = Errorf(PermissionDenied, "%s may not read this; that takes the role %s", id, roleWords(readers))
+			default:
+				refused = g.banned(id)
 			}
 		}
-		if code != 0 {
-			http.Error(w, why, code)
+		if refused == nil {
+			h.ServeHTTP(w, r)
 			return
 		}
-		h.ServeHTTP(w, r)
+		m.refuse(refused)
+		code := http.StatusForbidden
+		if refused.Reason == Unauthenticated {
+			code = http.StatusUnauthorized
+		}
+		http.Error(w, refused.Message, code)
 	})
 }
 

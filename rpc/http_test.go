@@ -43,7 +43,7 @@ func TestServeHTTPLetsRequestsUnderWayEnd(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	served := make(chan error, 1)
-	go func() { served <- ServeHTTP(ctx, h, l, Guard{}) }()
+	go func() { served <- ServeHTTP(ctx, h, l, Guard{}, nil) }()
 	type answer struct {
 		body string
 		err  error
@@ -70,10 +70,10 @@ func TestServeHTTPWhenAlreadyOverOrBroken(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	l := listen(t, anyPort)
-	if err := ServeHTTP(ctx, http.NotFoundHandler(), l, Guard{}); err != nil || !refuses(l.Addr()) {
+	if err := ServeHTTP(ctx, http.NotFoundHandler(), l, Guard{}, nil); err != nil || !refuses(l.Addr()) {
 		t.Errorf("ServeHTTP returns %v, listener closed: %v", err, refuses(l.Addr()))
 	}
-	err := ServeHTTP(t.Context(), http.NotFoundHandler(), l, Guard{})
+	err := ServeHTTP(t.Context(), http.NotFoundHandler(), l, Guard{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "serve HTTP on "+l.Addr().String()) {
 		t.Errorf("on a closed listener ServeHTTP returns %v", err)
 	}
@@ -85,7 +85,7 @@ func inMemory(t *testing.T, h http.Handler) (l *bufconn.Listener, stop func() er
 	l = bufconn.Listen(64 << 10)
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- ServeHTTP(ctx, h, l, Guard{}) }()
+	go func() { served <- ServeHTTP(ctx, h, l, Guard{}, nil) }()
 	return l, func() error { cancel(); return <-served }
 }
 

@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"slices"
+
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,6 +15,27 @@ type Metrics struct {
 	client  *grpcprom.ClientMetrics
 	retries *prometheus.CounterVec
 	conns   prometheus.Gauge
+	ended   *prometheus.CounterVec
+	refused *prometheus.CounterVec
+}
+
+// Why a server ends connections, as metrics call it.
+const (
+	// noRoom: a stranger, for another one.
+	noRoom = "no_room"
+	// outOfTime and tooMuch: a stranger that stayed for too long, and one that sent too much.
+	outOfTime = "out_of_time"
+	tooMuch   = "too_much"
+	// tooMany: one identity has as many as it may.
+	tooMany = "too_many"
+	// badHandshake and slowHandshake: it never got as far.
+	badHandshake  = "handshake_failed"
+	slowHandshake = "handshake_timeout"
+)
+
+// refusals are the reasons of errors that are refusals of somebody, rather than of what they ask for.
+func refusals() []Reason {
+	return []Reason{Unauthenticated, TokenRefused, Banned, PermissionDenied, TooManyRequests}
 }
 
 // NewMetrics registers the metrics with r.
@@ -29,8 +52,37 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "sutra_rpc_pool_connections", Help: "Outgoing connections that are kept for further calls.",
 		}),
 	}
-	r.MustRegister(m.server, m.client, m.retries, m.conns)
+	m.ended = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sutra_rpc_connections_ended_total", Help: "Connections that were ended because their other end didn't say in good time, or at all, who it is, or has too many, by why.",
+	}, []string{"why"})
+	m.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sutra_rpc_calls_refused_total", Help: "Calls, and pages, that were refused because of who asked for them or how often, by reason.",
+	}, []string{"reason"})
+	for _, why := range []string{noRoom, outOfTime, tooMuch, tooMany, badHandshake, slowHandshake} {
+		m.ended.WithLabelValues(why) // there from the start, so that the first one shows as a rise
+	}
+	for _, reason := range refusals() {
+		m.refused.WithLabelValues(string(reason))
+	}
+	r.MustRegister(m.server, m.client, m.retries, m.conns, m.ended, m.refused)
 	return m
+}
+
+// end counts a connection that was ended.
+func (m *Metrics) end(why string) {
+	if m != nil {
+		m.ended.WithLabelValues(why).Inc()
+	}
+}
+
+// refuse counts a call where its error is a refusal. Reasons may come from elsewhere: only those that are known become labels.
+func (m *Metrics) refuse(err error) {
+	if m == nil || err == nil {
+		return
+	}
+	if reason := ReasonOf(err); slices.Contains(refusals(), reason) {
+		m.refused.WithLabelValues(string(reason)).Inc()
+	}
 }
 
 func (m *Metrics) connections(delta float64) {

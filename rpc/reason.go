@@ -47,7 +47,11 @@ const (
 	NodeDiedEarly    Reason = "NODE_DIED_EARLY"
 	StoppedMeanwhile Reason = "STOPPED_MEANWHILE"
 
-	Unauthenticated  Reason = "UNAUTHENTICATED"
+	Unauthenticated Reason = "UNAUTHENTICATED"
+	// CertificateExpired is that of a stream which has come to the end of the certificate that it was begun with: with a
+	// renewed one it may go on.
+	CertificateExpired Reason = "CERTIFICATE_EXPIRED"
+
 	UntrustedPeer    Reason = "UNTRUSTED_PEER"
 	TokenRefused     Reason = "TOKEN_REFUSED"
 	Banned           Reason = "BANNED"
@@ -94,6 +98,7 @@ func Codes() map[Reason]codes.Code {
 		NodeDiedEarly:       codes.Aborted,
 		StoppedMeanwhile:    codes.Aborted,
 		Unauthenticated:     codes.Unauthenticated,
+		CertificateExpired:  codes.Unauthenticated,
 		UntrustedPeer:       codes.Unauthenticated,
 		TokenRefused:        codes.Unauthenticated,
 		Banned:              codes.PermissionDenied,

@@ -96,6 +96,15 @@ type known struct {
 	gone  func(*known)
 }
 
+// Read reads. A stranger that shook hands and says nothing of what it wants is in its handshake still.
+func (k *known) Read(p []byte) (int, error) {
+	n, err := k.Conn.Read(p)
+	if g, ok := k.raw.(*guest); ok && err != nil && k.caller == (pki.Identity{}) && timedOut(err) {
+		g.count(slowHandshake)
+	}
+	return n, err
+}
+
 // Close forgets the connection.
 func (k *known) Close() error {
 	k.gone(k)
@@ -112,11 +121,14 @@ func newAdmission(g Guard) *admission {
 
 // ServerHandshake finds out who calls.
 func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	atDoor, _ := raw.(*guest) // always, but for tests that serve by themselves
 	conn, info, err := a.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
+		if atDoor != nil {
+			atDoor.failed(err)
+		}
 		return nil, nil, err
 	}
-	atDoor, _ := raw.(*guest) // always, but for tests that serve by themselves
 	shown, ok := info.(credentials.TLSInfo)
 	if !ok {
 		if atDoor != nil {
@@ -169,7 +181,7 @@ func (a *admission) expel() {
 	all := slices.Collect(maps.Keys(a.conns))
 	a.mu.Unlock()
 	for _, k := range all {
-		banned := a.guard.Banned != nil && k.caller != (pki.Identity{}) && a.guard.Banned(k.caller) != nil
+		banned := k.caller != (pki.Identity{}) && a.guard.banned(k.caller) != nil
 		if banned || a.distrusts(k) {
 			a.forget(k)
 			// Its transport finds out. There is no parting word: one who doesn't read could hold up the rest with it.
@@ -197,10 +209,8 @@ func (g Guard) authorize(method string, caller Caller, request any, now time.Tim
 	case now.After(caller.Expires):
 		return Errorf(Unauthenticated, "the certificate of %s expired at %s", id, caller.Expires.UTC().Format(time.RFC3339)).WithHint("%s", hintFor(method))
 	}
-	if g.Banned != nil {
-		if why := g.Banned(id); why != nil {
-			return IsBanned(id, why)
-		}
+	if refused := g.banned(id); refused != nil {
+		return refused
 	}
 	if !slices.Contains(policy.Roles, id.Role) {
 		return Errorf(PermissionDenied, "%s, whose role is %s, may not call %s; that takes the role %s", id, pki.RoleWord(id.Role), shortName(method), roleWords(policy.Roles)).
@@ -215,9 +225,23 @@ func (g Guard) authorize(method string, caller Caller, request any, now time.Tim
 	return nil
 }
 
+func (g Guard) banned(id pki.Identity) *Error {
+	if g.Banned == nil {
+		return nil
+	}
+	if why := g.Banned(id); why != nil {
+		return IsBanned(id, why)
+	}
+	return nil
+}
+
 // IsBanned is what one is told who is kept out, and why.
 func IsBanned(id pki.Identity, why error) *Error {
-	return Errorf(Banned, "%s is banned from this grid %v", id, why).WithHint("an admin lets it in again: sutra agents unban %s", id.Name)
+	verb := "agents"
+	if id.Kind == pki.User {
+		verb = "users"
+	}
+	return Errorf(Banned, "%s is banned from this grid %v", id, why).WithHint("an admin lets it in again: sutra %s unban %s", verb, id.Name)
 }
 
 // agentOf is the agent that a request is about.

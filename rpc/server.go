@@ -46,6 +46,7 @@ const (
 type Server struct {
 	*grpc.Server
 	log       zerolog.Logger
+	metrics   *Metrics
 	security  Guard
 	admission *admission
 	door      *door
@@ -60,7 +61,7 @@ type Server struct {
 
 // NewServer makes a server. Services are registered by the caller; m may be nil.
 func NewServer(log zerolog.Logger, m *Metrics, g Guard) *Server {
-	s := &Server{log: log, security: g, admission: newAdmission(g), door: newDoor(log), stopping: make(chan struct{})}
+	s := &Server{log: log, metrics: m, security: g, admission: newAdmission(g), door: newDoor(log, m), stopping: make(chan struct{})}
 	unary := []grpc.UnaryServerInterceptor{s.guard}
 	stream := []grpc.StreamServerInterceptor{s.guardStream}
 	if m != nil {
@@ -91,7 +92,9 @@ func (s *Server) Serve(l net.Listener) error { return s.Server.Serve(guarding{l,
 // wait.
 func (s *Server) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	if calls := callerOf(ctx).calls; calls != nil && calls.Add(1) > strangerCalls {
-		return nil, Errorf(TooManyRequests, "more than %d calls without saying who it is", strangerCalls)
+		refused := Errorf(TooManyRequests, "more than %d calls without saying who it is", strangerCalls)
+		s.metrics.refuse(refused)
+		return nil, refused
 	}
 	return ctx, nil
 }
@@ -111,6 +114,7 @@ func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if err = s.outcome(info.FullMethod, start, recover(), err); err != nil {
 			resp = nil
 		}
+		s.metrics.refuse(err)
 		s.security.Audit.call(ctx, info.FullMethod, start, req, resp, err)
 	}()
 	caller := callerOf(ctx)
@@ -153,43 +157,57 @@ func handlerDeadline(ctx context.Context, method string, now time.Time) (deadlin
 	return deadline.Add(-min(answerTime, deadline.Sub(now)/10)), true
 }
 
-// guardStream does the same for streams, which have no deadline: they end with the server. It tells their callers at
-// once that they are heard, who may have to wait for the first message.
+// guardStream does the same for streams, which have no deadline: they end with the server, and with the certificate that
+// they were begun with. It tells their callers at once that they are heard, who may have to wait for the first message.
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
+	ctx, end := context.WithCancelCause(stream.Context())
+	caller := callerOf(ctx)
+	defer end(nil)
 	ended := make(chan struct{})
 	defer func() { <-ended }()
 	go func() {
 		defer close(ended)
+		var expires <-chan time.Time // never, in the clear
+		if caller.Identity != (pki.Identity{}) {
+			timer := time.NewTimer(time.Until(caller.Expires))
+			defer timer.Stop()
+			expires = timer.C
+		}
 		select {
 		case <-s.stopping:
-			cancel()
+			end(nil)
+		case <-expires:
+			end(errExpired)
 		case <-ctx.Done():
 		}
 	}()
-	defer cancel() // before the wait
-	start := time.Now()
+	defer end(nil) // before the wait
+	start, begun := time.Now(), false
 	defer func() {
 		caught := recover()
-		select {
-		case <-s.stopping:
-			if err != nil && caught == nil {
-				err = Errorf(ShuttingDown, "%s was broken off: the server is shutting down", info.FullMethod)
-			}
-		default:
+		switch {
+		case err == nil || caught != nil:
+		case s.stops():
+			err = Errorf(ShuttingDown, "%s was broken off: the server is shutting down", info.FullMethod)
+		case begun && errors.Is(context.Cause(ctx), errExpired):
+			err = Errorf(CertificateExpired, "%s was broken off: the certificate that %s began it with expired at %s", shortName(info.FullMethod),
+				caller.Identity, caller.Expires.UTC().Format(time.RFC3339)).WithHint("renew the certificate, as sutra does by itself, and go on from where it was")
 		}
-		err = s.outcome(info.FullMethod, start, caught, err)
+		if err = s.outcome(info.FullMethod, start, caught, err); ReasonOf(err) == CertificateExpired {
+			return // it wasn't refused
+		}
+		s.metrics.refuse(err)
 		s.security.Audit.call(ctx, info.FullMethod, start, nil, nil, err)
 	}()
-	if refused := s.security.authorize(info.FullMethod, callerOf(ctx), nil, start); refused != nil {
+	if refused := s.security.authorize(info.FullMethod, caller, nil, start); refused != nil {
 		return refused
 	}
-	id := callerOf(ctx).Identity
+	id := caller.Identity
 	if !s.streams.begin(id) {
 		return Errorf(TooManyRequests, "%s has %d streams open already", id, maxStreamsOfOne).WithHint("end some of them")
 	}
 	defer s.streams.end(id)
+	begun = true
 	_ = stream.SendHeader(nil) // where it fails, the stream is over
 	return handler(srv, guarded{stream, ctx})
 }
@@ -230,13 +248,33 @@ func (p *perIdentity) end(id pki.Identity) {
 	}
 }
 
-// guarded is a stream whose context ends with the server, too.
+// errExpired is the cause of a stream's end whose caller's certificate has come to its own.
+var errExpired = errors.New("the caller's certificate has expired")
+
+// stops tells whether the server has begun to stop.
+func (s *Server) stops() bool {
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// guarded is a stream whose context ends before its caller wants it, and which sends nothing after that.
 type guarded struct {
 	grpc.ServerStream
 	ctx context.Context //nolint:containedctx // it is the stream's
 }
 
 func (g guarded) Context() context.Context { return g.ctx }
+
+func (g guarded) SendMsg(m any) error {
+	if err := g.ctx.Err(); err != nil {
+		return err
+	}
+	return g.ServerStream.SendMsg(m)
+}
 
 // outcome is the error of a handler's, whatever it left behind.
 func (s *Server) outcome(method string, start time.Time, caught any, err error) error {

@@ -208,7 +208,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return rpc.Serve(talking, server, a.calls) })
 	if a.http != nil {
 		group.Go(func() error {
-			return rpc.ServeHTTP(talking, rpc.Observability(a.registry, a.link.healthy), a.http, guard)
+			return rpc.ServeHTTP(talking, rpc.Observability(a.registry, a.link.healthy), a.http, guard, a.metrics)
 		})
 		log.Info().Str("http", a.http.Addr().String()).Msg("serving /metrics and /healthz")
 	}

@@ -10,7 +10,9 @@ func (c *client) agentsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "agents",
 		Usage: "keep agents out of the grid, and let them in again",
-		Description: `Examples:
+		Description: `sutra list-bans shows which are banned.
+
+Examples:
   sutra agents ban --reason "its host was stolen" agent-001
   sutra agents unban agent-001
 

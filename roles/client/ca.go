@@ -105,8 +105,7 @@ func retireAuthority(cctx *cli.Context, s *session) error {
 		return s.show(response, func() string { return s.authorityTable(now).render(s.Color && s.OutTTY) })
 	}
 	// This account isn't to be among those who are cut off.
-	s.channel.Close()
-	if err := s.dial(cctx, func(*pki.Credentials) bool { return true }); err != nil {
+	if err := s.redial(cctx.Context, func(*pki.Credentials) bool { return true }); err != nil {
 		return err
 	}
 	oldest := now.GetRoots()[len(now.GetRoots())-1].GetRoot()

@@ -126,7 +126,7 @@ func (c *client) commands() []*cli.Command {
 	all := []*cli.Command{
 		c.spawnCommand(), c.stopCommand(), c.restartCommand(), c.removeCommand(), c.statusCommand(),
 		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.logsCommand(), c.smokeCommand(),
-		c.agentsCommand(), c.tokenCommand(), c.loginCommand(), c.caCommand(),
+		c.agentsCommand(), c.usersCommand(), c.listBansCommand(), c.tokenCommand(), c.loginCommand(), c.caCommand(),
 	}
 	shared(all)
 	return all
@@ -156,9 +156,10 @@ type session struct {
 	// call is how the person calls a verb that is to ask the same master, up to the verb.
 	call string
 	// timeout limits each call; 0 leaves that to the contract.
-	timeout time.Duration
-	channel *rpc.Channel
-	master  sutrav1.GridMasterClient
+	timeout  time.Duration
+	insecure rpc.Insecure
+	channel  *rpc.Channel
+	master   sutrav1.GridMasterClient
 }
 
 var _ grpc.ClientConnInterface = (*session)(nil)
@@ -213,7 +214,8 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 		if s.home, err = config.Home(home); err != nil {
 			return &UsageError{Message: err.Error()}
 		}
-		if err := s.dial(cctx, func(c *pki.Credentials) bool { return !time.Now().Before(c.RenewAt()) }); err != nil {
+		s.insecure = InsecureOf(cctx)
+		if err := s.dial(cctx.Context, renewalDue); err != nil {
 			return err
 		}
 		defer func() { s.channel.Close() }()
@@ -222,13 +224,12 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 	}
 }
 
-// dial makes the channel to the master, with this account's identities, those that are due renewed, or in the clear.
-func (s *session) dial(cctx *cli.Context, due func(*pki.Credentials) bool) error {
-	insecure := InsecureOf(cctx)
-	if err := insecure.Allows(s.endpoint); err != nil {
+// dial makes the channel to the master, with this account's identities as they are now, those that are due renewed, or in the clear.
+func (s *session) dial(ctx context.Context, due func(*pki.Credentials) bool) error {
+	if err := s.insecure.Allows(s.endpoint); err != nil {
 		return &UsageError{Message: err.Error()}
 	}
-	if insecure != rpc.Secure {
+	if s.insecure != rpc.Secure {
 		s.channel = rpc.Master(s.endpoint, nil, nil)
 		return nil
 	}
@@ -236,9 +237,15 @@ func (s *session) dial(cctx *cli.Context, due func(*pki.Credentials) bool) error
 	if err != nil {
 		return err
 	}
-	all = s.renewed(cctx, all, files, due)
+	all = s.renewed(ctx, all, files, due)
 	s.channel = rpc.Master(s.endpoint, func() []*pki.Credentials { return all }, nil)
 	return nil
+}
+
+// redial makes the channel anew.
+func (s *session) redial(ctx context.Context, due func(*pki.Credentials) bool) error {
+	s.channel.Close()
+	return s.dial(ctx, due)
 }
 
 // global is the level, verb or app, at which a flag of Flags was written; the verb where it was nowhere.

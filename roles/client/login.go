@@ -104,41 +104,95 @@ func credentials(home string) (all []*pki.Credentials, files map[*pki.Credential
 	return all, files, nil
 }
 
-// renewalTime bounds what a verb takes to renew identities before its own call: that a master isn't there is to be said soon.
+// renewalTime bounds what a verb takes to renew an identity before its own call: that a master isn't there is to be said soon.
 const renewalTime = 2 * time.Second
 
+// renewalDue tells whether it is time to renew.
+func renewalDue(c *pki.Credentials) bool { return !time.Now().Before(c.RenewAt()) }
+
 // renewed renews those of the credentials that are due, or all, and whose grid this master's is. What can't be renewed is used as it is.
-func (s *session) renewed(cctx *cli.Context, all []*pki.Credentials, files map[*pki.Credentials]string, due func(*pki.Credentials) bool) []*pki.Credentials {
+func (s *session) renewed(
+	ctx context.Context, all []*pki.Credentials, files map[*pki.Credentials]string, due func(*pki.Credentials) bool,
+) []*pki.Credentials {
 	limit := renewalTime
 	if s.timeout > 0 {
 		limit = min(limit, s.timeout)
 	}
-	ctx, cancel := context.WithTimeout(cctx.Context, limit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for i, c := range all {
 		if !due(c) {
 			continue
 		}
-		request, err := pki.Request(c.Key())
-		if err != nil {
-			continue
-		}
-		req := &sutrav1.RenewRequest{CertificateRequest: request}
-		if time.Now().After(c.Expires) {
-			req.ExpiredChain = c.Chain()
-		}
-		channel := rpc.Master(s.endpoint, func() []*pki.Credentials { return []*pki.Credentials{c} }, nil)
-		response, err := sutrav1.NewGridMasterClient(channel).Renew(ctx, req)
-		channel.Close()
+		again, err := s.renew(ctx, c)
 		if err != nil {
 			continue // the verb's own call says what is the matter
-		}
-		again, err := pki.FromAnswer(c.Key(), response.GetCertificates())
-		if err != nil || again.Identity != c.Identity {
-			continue
 		}
 		all[i] = again
 		_ = again.Save(files[c]) // else it is renewed again the next time
 	}
 	return all
+}
+
+// renew has the master give an identity another certificate.
+func (s *session) renew(ctx context.Context, c *pki.Credentials) (*pki.Credentials, error) {
+	request, err := pki.Request(c.Key())
+	if err != nil {
+		return nil, err
+	}
+	req := &sutrav1.RenewRequest{CertificateRequest: request}
+	if time.Now().After(c.Expires) {
+		req.ExpiredChain = c.Chain()
+	}
+	channel := rpc.Master(s.endpoint, func() []*pki.Credentials { return []*pki.Credentials{c} }, nil)
+	defer channel.Close()
+	response, err := sutrav1.NewGridMasterClient(channel).Renew(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	again, err := pki.FromAnswer(c.Key(), response.GetCertificates())
+	if err == nil && again.Identity != c.Identity {
+		err = fmt.Errorf("the master gave %s the identity of %s", c.Identity, again.Identity)
+	}
+	return again, err
+}
+
+// keep renews this account's identities of the master's grid in their files when they become due, until ctx ends: for a verb that goes on
+// for longer than a certificate.
+func (s *session) keep(ctx context.Context) {
+	if s.insecure != rpc.Secure {
+		return
+	}
+	foreign := map[string]bool{} // files of identities in other grids
+	for {
+		next := time.Hour
+		all, files, _ := credentials(s.home) // a file that can't be read may be mended the next time
+		for _, c := range all {
+			if foreign[files[c]] {
+				continue
+			}
+			if renewalDue(c) {
+				again, err := s.renew(ctx, c)
+				switch {
+				case rpc.ReasonOf(err) == rpc.UntrustedPeer:
+					foreign[files[c]] = true
+					continue
+				case err == nil && again.Save(files[c]) == nil:
+					c = again
+				}
+			}
+			wait := time.Until(c.RenewAt())
+			if wait <= 0 { // it wasn't renewed
+				wait = min(max(c.Expires.Sub(c.Begins)/20, time.Second), time.Minute)
+			}
+			next = min(next, wait)
+		}
+		timer := time.NewTimer(next)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -107,8 +108,14 @@ type logRun struct {
 	answered bool
 }
 
-// follow prints until the node's end, and goes on where a master that was away is back. To interrupt it is its usual end.
+// follow prints until the node's end, and goes on where a master that was away is back, and with a renewed certificate where
+// the one that it had has ended. To interrupt it is its usual end.
 func (r *logRun) follow(ctx context.Context) error {
+	keeping, stop := context.WithCancel(ctx)
+	var kept sync.WaitGroup
+	kept.Go(func() { r.keep(keeping) })
+	defer kept.Wait()
+	defer stop()
 	var away time.Time // since when; zero where it isn't
 	for began := false; ; {
 		r.answered = false
@@ -120,6 +127,7 @@ func (r *logRun) follow(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case rpc.ReasonOf(err) == rpc.CertificateExpired:
 		case err == nil, !began, rpc.AsError(err).Code() != codes.Unavailable && !hangs(err):
 			return err
 		case away.IsZero():
@@ -134,6 +142,9 @@ func (r *logRun) follow(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		case <-timer.C:
+		}
+		if err := r.redial(ctx, renewalDue); err != nil { // with an identity that may have been renewed meanwhile
+			return err
 		}
 	}
 }

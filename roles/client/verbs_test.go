@@ -410,6 +410,31 @@ agent-002  UNKNOWN           -          0/10   -              -            -
 	wantJSON(t, out, answer, "agents", "last_heartbeat")
 }
 
+func TestBans(t *testing.T) {
+	answer := &sutrav1.ListBansResponse{Bans: []*sutrav1.BanRecord{
+		{AgentId: "agent-001", BannedBy: "user admin", BannedAt: timestamppb.New(epoch)},
+		{User: "anna", BannedBy: "user admin", BannedAt: timestamppb.New(epoch.Add(time.Hour)), Reason: "left \x1b[2J"},
+	}}
+	f := serve(t, &fakeMaster{
+		onListBans: func() (*sutrav1.ListBansResponse, error) { return answer, nil },
+		onBanUser: func(*sutrav1.BanUserRequest) (*sutrav1.BanUserResponse, error) {
+			return &sutrav1.BanUserResponse{}, nil
+		},
+	})
+	out, _ := ask(t, f, "list-bans")
+	diff(t, out, `
+KIND   NAME       SINCE                 BY          WHY
+agent  agent-001  2026-03-01T12:00:00Z  user admin  -
+user   anna       2026-03-01T13:00:00Z  user admin  left \x1b[2J
+`)
+	out, _ = ask(t, f, "list-bans", "-o", "json")
+	wantJSON(t, out, answer, "bans", "banned_by")
+	out, errs := ask(t, f, "users", "ban", "--reason", "left", "anna")
+	diff(t, out, "banned anna\n")
+	diff(t, errs, "whoever joined with a token of theirs stays, by other names; sutra users unban anna lets them in again\n")
+	wantRequests(t, f, &sutrav1.ListBansRequest{}, &sutrav1.ListBansRequest{}, &sutrav1.BanUserRequest{Name: "anna", Reason: "left"})
+}
+
 // An empty list is said in words that don't get into a pipe, and is a document all the same.
 func TestEmptyLists(t *testing.T) {
 	f := serve(t, &fakeMaster{
@@ -417,13 +442,15 @@ func TestEmptyLists(t *testing.T) {
 			return &sutrav1.ListNodesResponse{}, nil
 		},
 		onListAgents: func() (*sutrav1.ListAgentsResponse, error) { return &sutrav1.ListAgentsResponse{}, nil },
+		onListBans:   func() (*sutrav1.ListBansResponse, error) { return &sutrav1.ListBansResponse{}, nil },
 	})
 	for args, want := range map[string]string{
 		"list-agents":        "no agent is registered; start one with: sutra agent --config agent.toml\n",
 		"list-nodes":         "there is no node; start one with: sutra spawn   and see those that ended with: sutra list-nodes --all\n",
 		"list-nodes -a a1":   "there is no node on a1; start one with: sutra spawn --agent a1   and see those that ended with: sutra list-nodes --all\n",
 		"list-nodes --all":   "there is no node; start one with: sutra spawn\n",
-		"list-nodes -o json": "", "list-agents -o json": "",
+		"list-bans":          "nobody is banned; sutra agents ban and sutra users ban keep somebody out\n",
+		"list-nodes -o json": "", "list-agents -o json": "", "list-bans -o json": "",
 	} {
 		out, errs := ask(t, f, strings.Fields(args)...)
 		diff(t, errs, want)

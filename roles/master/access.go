@@ -36,28 +36,10 @@ type access struct {
 	changing sync.Mutex
 
 	mu        sync.RWMutex // guards what follows
-	bans      map[string]*sutrav1.BanRecord
+	bans      map[whom]*sutrav1.BanRecord
 	authority *pki.Authority
 	// certificates are those that agents called with last, since this master's start.
 	certificates map[string]*x509.Certificate
-}
-
-// banned says why an identity is kept out; nil where it isn't.
-func (a *access) banned(id pki.Identity) error {
-	if id.Kind != pki.Agent {
-		return nil
-	}
-	a.mu.RLock()
-	ban := a.bans[id.Name]
-	a.mu.RUnlock()
-	if ban == nil {
-		return nil
-	}
-	why := "by " + ban.GetBannedBy() + " at " + ban.GetBannedAt().AsTime().UTC().Format(time.RFC3339)
-	if ban.GetReason() != "" {
-		why += ": " + ban.GetReason()
-	}
-	return errors.New(why)
 }
 
 // certify gives an identity a certificate for a key.
@@ -120,6 +102,9 @@ func (s *service) redeem(t *sutrav1.TokenRecord, req *sutrav1.EnrollRequest, joi
 	copy(token.Secret[:], req.GetTokenSecret())
 	if len(req.GetTokenSecret()) != len(token.Secret) || !token.Matches(t.GetSecretSha256()) {
 		return pki.Identity{}, tokenRefused(t.GetTokenId(), "has another secret: it was mistyped or made up")
+	}
+	if why := s.access.maker(t); why != nil {
+		return pki.Identity{}, tokenRefused(t.GetTokenId(), "was made by %s, who is banned %v", t.GetCreatedBy(), why)
 	}
 	again := slices.ContainsFunc(t.GetUsedBy(), func(k []byte) bool { return slices.Equal(k, joiner) })
 	switch {
@@ -275,43 +260,4 @@ func (s *service) RevokeToken(ctx context.Context, req *sutrav1.RevokeTokenReque
 		return nil, rpc.Errorf(rpc.TokenNotFound, "there is no token %s", req.GetTokenId()).WithHint("see which there are: sutra token list")
 	}
 	return &sutrav1.RevokeTokenResponse{}, nil
-}
-
-// BanAgent: write it down, end its connections, call it no more.
-func (s *service) BanAgent(ctx context.Context, req *sutrav1.BanAgentRequest) (*sutrav1.BanAgentResponse, error) {
-	var bad checks
-	bad.id("agent_id", req.GetAgentId())
-	if len(req.GetReason()) > 256 {
-		bad.add("reason", "is longer than 256 bytes")
-	}
-	if err := bad.err(); err != nil {
-		return nil, err
-	}
-	ban := &sutrav1.BanRecord{AgentId: req.GetAgentId(), Reason: req.GetReason(), BannedAt: timestamppb.Now(), BannedBy: caller(ctx)}
-	if err := s.store.SaveBan(ctx, ban); err != nil {
-		return nil, persisted(err)
-	}
-	s.access.mu.Lock()
-	s.access.bans[ban.GetAgentId()] = ban
-	s.access.mu.Unlock()
-	s.expel()
-	s.pool.Drop(ban.GetAgentId())
-	s.registry.Leave(ban.GetAgentId())
-	return &sutrav1.BanAgentResponse{}, nil
-}
-
-// UnbanAgent: the agent comes back by itself, with the certificate that it has.
-func (s *service) UnbanAgent(ctx context.Context, req *sutrav1.UnbanAgentRequest) (*sutrav1.UnbanAgentResponse, error) {
-	var bad checks
-	bad.id("agent_id", req.GetAgentId())
-	if err := bad.err(); err != nil {
-		return nil, err
-	}
-	if err := s.store.DeleteBan(ctx, req.GetAgentId()); err != nil {
-		return nil, persisted(err)
-	}
-	s.access.mu.Lock()
-	delete(s.access.bans, req.GetAgentId())
-	s.access.mu.Unlock()
-	return &sutrav1.UnbanAgentResponse{}, nil
 }

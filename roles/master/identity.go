@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -23,9 +25,9 @@ import (
 // secure opens the grid's authority and gives this master its identity, and leaves on this host what its agents and its
 // people need: an admin's identity and a token. In the clear it does nothing of that.
 func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access, error) {
-	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[string]*sutrav1.BanRecord{}, certificates: map[string]*x509.Certificate{}}
+	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[whom]*sutrav1.BanRecord{}, certificates: map[string]*x509.Certificate{}}
 	for _, b := range bans {
-		a.bans[b.GetAgentId()] = b
+		a.bans[whomOf(b)] = b
 	}
 	var err error
 	if a.authority, err = pki.OpenAuthority(filepath.Join(m.cfg.Home, "master", "pki"), a.grid); err != nil {
@@ -57,17 +59,45 @@ func (m *Master) anew(ctx context.Context, a *access) error {
 	return nil
 }
 
-// leaveAdmin leaves an admin's identity for this account, unless somebody has joined with it as somebody else.
+// hostAdmin is the name of the admin that a master leaves for its own account. Where that is banned, because its key was
+// stolen for example, it is the first of admin-2, admin-3 and so on that isn't.
+const hostAdmin = "admin"
+
+func (a *access) hostAdmin() pki.Identity {
+	id := pki.UserIdentity(a.grid, hostAdmin, sutrav1.Role_ROLE_ADMIN)
+	for i := 2; a.banned(id) != nil; i++ {
+		id.Name = fmt.Sprintf("%s-%d", hostAdmin, i)
+	}
+	return id
+}
+
+// isHostAdmin tells whether an identity is one of those that a master leaves.
+func isHostAdmin(id pki.Identity) bool {
+	number, more := strings.CutPrefix(id.Name, hostAdmin+"-")
+	_, err := strconv.Atoi(number)
+	return id.Role == sutrav1.Role_ROLE_ADMIN && (id.Name == hostAdmin || more && err == nil)
+}
+
+// leaveAdmin leaves an admin's identity for this account, unless somebody has joined with it as somebody else, who isn't
+// banned: who can read the authority's keys can't be locked out, and needn't forge anything. In the clear it does nothing.
 func (m *Master) leaveAdmin(a *access) error {
-	path, id := config.Credentials(m.cfg.Home, a.grid), pki.UserIdentity(a.grid, "admin", sutrav1.Role_ROLE_ADMIN)
-	if there, err := pki.Load(path); err == nil && there.Identity != id {
+	if m.identity == nil {
 		return nil
 	}
-	admin, err := a.current().Own(id, a.life)
-	if err != nil {
-		return err
+	path := config.Credentials(m.cfg.Home, a.grid)
+	if there, err := pki.Load(path); err == nil && !isHostAdmin(there.Identity) && a.banned(there.Identity) == nil {
+		return nil
 	}
-	return admin.Save(path)
+	for {
+		id := a.hostAdmin()
+		admin, err := a.current().Own(id, a.life)
+		if err == nil {
+			err = admin.Save(path)
+		}
+		if err != nil || a.banned(id) == nil { // it may have been banned meanwhile
+			return err
+		}
+	}
 }
 
 // masterName names this master in its certificate: its host, as far as names may have its letters.

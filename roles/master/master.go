@@ -105,6 +105,7 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 	m.service = &service{
 		store: st, registry: m.registry, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
 		thresholds: cfg.Thresholds, version: cfg.Version, started: started, access: admittance, identity: m.identity, anew: m.anew, log: cfg.Log,
+		leaveAdmin: func() error { return m.leaveAdmin(admittance) },
 	}
 	cfg.Log.Info().Str("version", cfg.Version).Str("grid_id", st.GridID()).Int("agents", len(state.Agents)).
 		Int("nodes", len(state.Nodes)).Str("home", cfg.Home).Msg("master starting")
@@ -142,7 +143,7 @@ func (m *Master) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return rpc.Serve(ctx, server, m.cfg.Listener) })
 	if m.cfg.HTTP != nil {
 		group.Go(func() error {
-			return rpc.ServeHTTP(ctx, rpc.Observability(m.metrics, m.store.Healthy), m.cfg.HTTP, guard)
+			return rpc.ServeHTTP(ctx, rpc.Observability(m.metrics, m.store.Healthy), m.cfg.HTTP, guard, m.rpc)
 		})
 	}
 	group.Go(func() error { return driver.Run(ctx) })

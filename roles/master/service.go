@@ -33,9 +33,11 @@ type service struct {
 	// expel ends the connections of those who are banned by now.
 	expel func()
 	// anew gives the master and its host what they have from the authority.
-	anew    func(context.Context, *access) error
-	started time.Time
-	log     zerolog.Logger
+	anew func(context.Context, *access) error
+	// leaveAdmin leaves this host's account an identity where the one that it has is banned.
+	leaveAdmin func() error
+	started    time.Time
+	log        zerolog.Logger
 }
 
 // agentClient returns the client of an agent that can be called now.

@@ -956,6 +956,256 @@ func (*UnbanAgentResponse) Descriptor() ([]byte, []int) {
 	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{15}
 }
 
+type BanUserRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, for those who look later.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BanUserRequest) Reset() {
+	*x = BanUserRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BanUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BanUserRequest) ProtoMessage() {}
+
+func (x *BanUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BanUserRequest.ProtoReflect.Descriptor instead.
+func (*BanUserRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *BanUserRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BanUserRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type BanUserResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BanUserResponse) Reset() {
+	*x = BanUserResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BanUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BanUserResponse) ProtoMessage() {}
+
+func (x *BanUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BanUserResponse.ProtoReflect.Descriptor instead.
+func (*BanUserResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{17}
+}
+
+type UnbanUserRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnbanUserRequest) Reset() {
+	*x = UnbanUserRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnbanUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnbanUserRequest) ProtoMessage() {}
+
+func (x *UnbanUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnbanUserRequest.ProtoReflect.Descriptor instead.
+func (*UnbanUserRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *UnbanUserRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type UnbanUserResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnbanUserResponse) Reset() {
+	*x = UnbanUserResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnbanUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnbanUserResponse) ProtoMessage() {}
+
+func (x *UnbanUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnbanUserResponse.ProtoReflect.Descriptor instead.
+func (*UnbanUserResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
+}
+
+type ListBansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBansRequest) Reset() {
+	*x = ListBansRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBansRequest) ProtoMessage() {}
+
+func (x *ListBansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBansRequest.ProtoReflect.Descriptor instead.
+func (*ListBansRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{20}
+}
+
+type ListBansResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Agents by agent_id, then people by name.
+	Bans          []*BanRecord `protobuf:"bytes,1,rep,name=bans,proto3" json:"bans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBansResponse) Reset() {
+	*x = ListBansResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBansResponse) ProtoMessage() {}
+
+func (x *ListBansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBansResponse.ProtoReflect.Descriptor instead.
+func (*ListBansResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListBansResponse) GetBans() []*BanRecord {
+	if x != nil {
+		return x.Bans
+	}
+	return nil
+}
+
 // Authority is what vouches for a grid's identities.
 type Authority struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -974,7 +1224,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1236,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[16]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1249,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{16}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Authority) GetRoots() []*Root {
@@ -1050,7 +1300,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1312,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[17]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1325,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{17}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Root) GetRoot() string {
@@ -1107,7 +1357,7 @@ type GetAuthorityRequest struct {
 
 func (x *GetAuthorityRequest) Reset() {
 	*x = GetAuthorityRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1369,7 @@ func (x *GetAuthorityRequest) String() string {
 func (*GetAuthorityRequest) ProtoMessage() {}
 
 func (x *GetAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[18]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1382,7 @@ func (x *GetAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*GetAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{18}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{24}
 }
 
 type GetAuthorityResponse struct {
@@ -1144,7 +1394,7 @@ type GetAuthorityResponse struct {
 
 func (x *GetAuthorityResponse) Reset() {
 	*x = GetAuthorityResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1406,7 @@ func (x *GetAuthorityResponse) String() string {
 func (*GetAuthorityResponse) ProtoMessage() {}
 
 func (x *GetAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[19]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1419,7 @@ func (x *GetAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*GetAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetAuthorityResponse) GetAuthority() *Authority {
@@ -1189,7 +1439,7 @@ type RotateAuthorityRequest struct {
 
 func (x *RotateAuthorityRequest) Reset() {
 	*x = RotateAuthorityRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1451,7 @@ func (x *RotateAuthorityRequest) String() string {
 func (*RotateAuthorityRequest) ProtoMessage() {}
 
 func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[20]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1464,7 @@ func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{20}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RotateAuthorityRequest) GetRoot() string {
@@ -1233,7 +1483,7 @@ type RotateAuthorityResponse struct {
 
 func (x *RotateAuthorityResponse) Reset() {
 	*x = RotateAuthorityResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1495,7 @@ func (x *RotateAuthorityResponse) String() string {
 func (*RotateAuthorityResponse) ProtoMessage() {}
 
 func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[21]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1508,7 @@ func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{21}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RotateAuthorityResponse) GetAuthority() *Authority {
@@ -1280,7 +1530,7 @@ type RetireAuthorityRequest struct {
 
 func (x *RetireAuthorityRequest) Reset() {
 	*x = RetireAuthorityRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1542,7 @@ func (x *RetireAuthorityRequest) String() string {
 func (*RetireAuthorityRequest) ProtoMessage() {}
 
 func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[22]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1555,7 @@ func (x *RetireAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RetireAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{22}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RetireAuthorityRequest) GetRoot() string {
@@ -1331,7 +1581,7 @@ type RetireAuthorityResponse struct {
 
 func (x *RetireAuthorityResponse) Reset() {
 	*x = RetireAuthorityResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1593,7 @@ func (x *RetireAuthorityResponse) String() string {
 func (*RetireAuthorityResponse) ProtoMessage() {}
 
 func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[23]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1606,7 @@ func (x *RetireAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RetireAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{23}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RetireAuthorityResponse) GetAuthority() *Authority {
@@ -1380,7 +1630,7 @@ type RegisterAgentRequest struct {
 
 func (x *RegisterAgentRequest) Reset() {
 	*x = RegisterAgentRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1642,7 @@ func (x *RegisterAgentRequest) String() string {
 func (*RegisterAgentRequest) ProtoMessage() {}
 
 func (x *RegisterAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[24]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1655,7 @@ func (x *RegisterAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentRequest.ProtoReflect.Descriptor instead.
 func (*RegisterAgentRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{24}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RegisterAgentRequest) GetAgent() *Agent {
@@ -1441,7 +1691,7 @@ type RegisterAgentResponse struct {
 
 func (x *RegisterAgentResponse) Reset() {
 	*x = RegisterAgentResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1703,7 @@ func (x *RegisterAgentResponse) String() string {
 func (*RegisterAgentResponse) ProtoMessage() {}
 
 func (x *RegisterAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[25]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1716,7 @@ func (x *RegisterAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterAgentResponse.ProtoReflect.Descriptor instead.
 func (*RegisterAgentResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{25}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RegisterAgentResponse) GetGridId() string {
@@ -1509,7 +1759,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1771,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[26]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1784,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{26}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *HeartbeatRequest) GetAgentId() string {
@@ -1597,7 +1847,7 @@ type NodeUsage struct {
 
 func (x *NodeUsage) Reset() {
 	*x = NodeUsage{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1859,7 @@ func (x *NodeUsage) String() string {
 func (*NodeUsage) ProtoMessage() {}
 
 func (x *NodeUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[27]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1872,7 @@ func (x *NodeUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUsage.ProtoReflect.Descriptor instead.
 func (*NodeUsage) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{27}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NodeUsage) GetNodeId() string {
@@ -1651,7 +1901,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1913,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[28]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1926,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{28}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HeartbeatResponse) GetWantFull() bool {
@@ -1703,7 +1953,7 @@ type UnregisterAgentRequest struct {
 
 func (x *UnregisterAgentRequest) Reset() {
 	*x = UnregisterAgentRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1965,7 @@ func (x *UnregisterAgentRequest) String() string {
 func (*UnregisterAgentRequest) ProtoMessage() {}
 
 func (x *UnregisterAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[29]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1978,7 @@ func (x *UnregisterAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterAgentRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterAgentRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{29}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UnregisterAgentRequest) GetAgentId() string {
@@ -1753,7 +2003,7 @@ type UnregisterAgentResponse struct {
 
 func (x *UnregisterAgentResponse) Reset() {
 	*x = UnregisterAgentResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +2015,7 @@ func (x *UnregisterAgentResponse) String() string {
 func (*UnregisterAgentResponse) ProtoMessage() {}
 
 func (x *UnregisterAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[30]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +2028,7 @@ func (x *UnregisterAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterAgentResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterAgentResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{30}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{36}
 }
 
 type SpawnNodeRequest struct {
@@ -1802,7 +2052,7 @@ type SpawnNodeRequest struct {
 
 func (x *SpawnNodeRequest) Reset() {
 	*x = SpawnNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +2064,7 @@ func (x *SpawnNodeRequest) String() string {
 func (*SpawnNodeRequest) ProtoMessage() {}
 
 func (x *SpawnNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[31]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +2077,7 @@ func (x *SpawnNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnNodeRequest.ProtoReflect.Descriptor instead.
 func (*SpawnNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{31}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SpawnNodeRequest) GetRequestId() string {
@@ -1881,7 +2131,7 @@ type SpawnNodeResponse struct {
 
 func (x *SpawnNodeResponse) Reset() {
 	*x = SpawnNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +2143,7 @@ func (x *SpawnNodeResponse) String() string {
 func (*SpawnNodeResponse) ProtoMessage() {}
 
 func (x *SpawnNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[32]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +2156,7 @@ func (x *SpawnNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnNodeResponse.ProtoReflect.Descriptor instead.
 func (*SpawnNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{32}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SpawnNodeResponse) GetNode() *Node {
@@ -1927,7 +2177,7 @@ type StopNodeRequest struct {
 
 func (x *StopNodeRequest) Reset() {
 	*x = StopNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2189,7 @@ func (x *StopNodeRequest) String() string {
 func (*StopNodeRequest) ProtoMessage() {}
 
 func (x *StopNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[33]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2202,7 @@ func (x *StopNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopNodeRequest.ProtoReflect.Descriptor instead.
 func (*StopNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{33}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StopNodeRequest) GetNodeId() string {
@@ -1981,7 +2231,7 @@ type StopNodeResponse struct {
 
 func (x *StopNodeResponse) Reset() {
 	*x = StopNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2243,7 @@ func (x *StopNodeResponse) String() string {
 func (*StopNodeResponse) ProtoMessage() {}
 
 func (x *StopNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[34]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2256,7 @@ func (x *StopNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopNodeResponse.ProtoReflect.Descriptor instead.
 func (*StopNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{34}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StopNodeResponse) GetNode() *Node {
@@ -2034,7 +2284,7 @@ type RestartNodeRequest struct {
 
 func (x *RestartNodeRequest) Reset() {
 	*x = RestartNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2296,7 @@ func (x *RestartNodeRequest) String() string {
 func (*RestartNodeRequest) ProtoMessage() {}
 
 func (x *RestartNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[35]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2309,7 @@ func (x *RestartNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartNodeRequest.ProtoReflect.Descriptor instead.
 func (*RestartNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{35}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RestartNodeRequest) GetNodeId() string {
@@ -2085,7 +2335,7 @@ type RestartNodeResponse struct {
 
 func (x *RestartNodeResponse) Reset() {
 	*x = RestartNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2347,7 @@ func (x *RestartNodeResponse) String() string {
 func (*RestartNodeResponse) ProtoMessage() {}
 
 func (x *RestartNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[36]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2360,7 @@ func (x *RestartNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartNodeResponse.ProtoReflect.Descriptor instead.
 func (*RestartNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{36}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RestartNodeResponse) GetNode() *Node {
@@ -2129,7 +2379,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2391,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[37]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2404,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{37}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RemoveNodeRequest) GetNodeId() string {
@@ -2174,7 +2424,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2436,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[38]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2449,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{38}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RemoveNodeResponse) GetAlreadyRemoved() bool {
@@ -2220,7 +2470,7 @@ type GetNodeStatusRequest struct {
 
 func (x *GetNodeStatusRequest) Reset() {
 	*x = GetNodeStatusRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2482,7 @@ func (x *GetNodeStatusRequest) String() string {
 func (*GetNodeStatusRequest) ProtoMessage() {}
 
 func (x *GetNodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[39]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2495,7 @@ func (x *GetNodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{39}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetNodeStatusRequest) GetNodeId() string {
@@ -2276,7 +2526,7 @@ type GetNodeStatusResponse struct {
 
 func (x *GetNodeStatusResponse) Reset() {
 	*x = GetNodeStatusResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2538,7 @@ func (x *GetNodeStatusResponse) String() string {
 func (*GetNodeStatusResponse) ProtoMessage() {}
 
 func (x *GetNodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[40]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2551,7 @@ func (x *GetNodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{40}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetNodeStatusResponse) GetNode() *Node {
@@ -2344,7 +2594,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[41]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2606,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[41]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2619,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{41}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListNodesRequest) GetAgentId() string {
@@ -2396,7 +2646,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[42]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2408,7 +2658,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[42]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2421,7 +2671,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{42}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2439,7 +2689,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[43]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2701,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[43]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2714,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{43}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{49}
 }
 
 type ListAgentsResponse struct {
@@ -2477,7 +2727,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[44]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2739,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[44]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2752,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{44}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListAgentsResponse) GetAgents() []*Agent {
@@ -2520,7 +2770,7 @@ type GetClusterStatusRequest struct {
 
 func (x *GetClusterStatusRequest) Reset() {
 	*x = GetClusterStatusRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[45]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2782,7 @@ func (x *GetClusterStatusRequest) String() string {
 func (*GetClusterStatusRequest) ProtoMessage() {}
 
 func (x *GetClusterStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[45]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2795,7 @@ func (x *GetClusterStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterStatusRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{45}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{51}
 }
 
 type GetClusterStatusResponse struct {
@@ -2577,7 +2827,7 @@ type GetClusterStatusResponse struct {
 
 func (x *GetClusterStatusResponse) Reset() {
 	*x = GetClusterStatusResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[46]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2589,7 +2839,7 @@ func (x *GetClusterStatusResponse) String() string {
 func (*GetClusterStatusResponse) ProtoMessage() {}
 
 func (x *GetClusterStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[46]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2602,7 +2852,7 @@ func (x *GetClusterStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetClusterStatusResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{46}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetClusterStatusResponse) GetGridId() string {
@@ -2706,7 +2956,7 @@ type TailLogsRequest struct {
 
 func (x *TailLogsRequest) Reset() {
 	*x = TailLogsRequest{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[47]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2968,7 @@ func (x *TailLogsRequest) String() string {
 func (*TailLogsRequest) ProtoMessage() {}
 
 func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[47]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2981,7 @@ func (x *TailLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsRequest.ProtoReflect.Descriptor instead.
 func (*TailLogsRequest) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{47}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TailLogsRequest) GetNodeId() string {
@@ -2759,7 +3009,7 @@ type TailLogsResponse struct {
 
 func (x *TailLogsResponse) Reset() {
 	*x = TailLogsResponse{}
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[48]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +3021,7 @@ func (x *TailLogsResponse) String() string {
 func (*TailLogsResponse) ProtoMessage() {}
 
 func (x *TailLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_grid_master_proto_msgTypes[48]
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +3034,7 @@ func (x *TailLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailLogsResponse.ProtoReflect.Descriptor instead.
 func (*TailLogsResponse) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{48}
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TailLogsResponse) GetChunk() *LogChunk {
@@ -2853,7 +3103,17 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x10BanAgentResponse\".\n" +
 	"\x11UnbanAgentRequest\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\"\x14\n" +
-	"\x12UnbanAgentResponse\"\xeb\x01\n" +
+	"\x12UnbanAgentResponse\"<\n" +
+	"\x0eBanUserRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x11\n" +
+	"\x0fBanUserResponse\"&\n" +
+	"\x10UnbanUserRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x13\n" +
+	"\x11UnbanUserResponse\"\x11\n" +
+	"\x0fListBansRequest\";\n" +
+	"\x10ListBansResponse\x12'\n" +
+	"\x04bans\x18\x01 \x03(\v2\x13.sutra.v1.BanRecordR\x04bans\"\xeb\x01\n" +
 	"\tAuthority\x12$\n" +
 	"\x05roots\x18\x01 \x03(\v2\x0e.sutra.v1.RootR\x05roots\x129\n" +
 	"\n" +
@@ -2988,7 +3248,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xea\x0f\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xe6\x11\n" +
 	"\n" +
 	"GridMaster\x12a\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\x0f\xca\xf3\x18\v\n" +
@@ -3012,7 +3272,13 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12X\n" +
 	"\n" +
 	"UnbanAgent\x12\x1b.sutra.v1.UnbanAgentRequest\x1a\x1c.sutra.v1.UnbanAgentResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12\\\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12O\n" +
+	"\aBanUser\x12\x18.sutra.v1.BanUserRequest\x1a\x19.sutra.v1.BanUserResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12U\n" +
+	"\tUnbanUser\x12\x1a.sutra.v1.UnbanUserRequest\x1a\x1b.sutra.v1.UnbanUserResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12R\n" +
+	"\bListBans\x12\x19.sutra.v1.ListBansRequest\x1a\x1a.sutra.v1.ListBansResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12\\\n" +
 	"\fGetAuthority\x12\x1d.sutra.v1.GetAuthorityRequest\x1a\x1e.sutra.v1.GetAuthorityResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\x05\x10\x01\x1a\x01\x03\x12g\n" +
 	"\x0fRotateAuthority\x12 .sutra.v1.RotateAuthorityRequest\x1a!.sutra.v1.RotateAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
@@ -3054,7 +3320,7 @@ func file_sutra_v1_grid_master_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_grid_master_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(Source)(0),                      // 0: sutra.v1.Source
 	(ClusterHealth)(0),               // 1: sutra.v1.ClusterHealth
@@ -3074,142 +3340,156 @@ var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(*BanAgentResponse)(nil),         // 15: sutra.v1.BanAgentResponse
 	(*UnbanAgentRequest)(nil),        // 16: sutra.v1.UnbanAgentRequest
 	(*UnbanAgentResponse)(nil),       // 17: sutra.v1.UnbanAgentResponse
-	(*Authority)(nil),                // 18: sutra.v1.Authority
-	(*Root)(nil),                     // 19: sutra.v1.Root
-	(*GetAuthorityRequest)(nil),      // 20: sutra.v1.GetAuthorityRequest
-	(*GetAuthorityResponse)(nil),     // 21: sutra.v1.GetAuthorityResponse
-	(*RotateAuthorityRequest)(nil),   // 22: sutra.v1.RotateAuthorityRequest
-	(*RotateAuthorityResponse)(nil),  // 23: sutra.v1.RotateAuthorityResponse
-	(*RetireAuthorityRequest)(nil),   // 24: sutra.v1.RetireAuthorityRequest
-	(*RetireAuthorityResponse)(nil),  // 25: sutra.v1.RetireAuthorityResponse
-	(*RegisterAgentRequest)(nil),     // 26: sutra.v1.RegisterAgentRequest
-	(*RegisterAgentResponse)(nil),    // 27: sutra.v1.RegisterAgentResponse
-	(*HeartbeatRequest)(nil),         // 28: sutra.v1.HeartbeatRequest
-	(*NodeUsage)(nil),                // 29: sutra.v1.NodeUsage
-	(*HeartbeatResponse)(nil),        // 30: sutra.v1.HeartbeatResponse
-	(*UnregisterAgentRequest)(nil),   // 31: sutra.v1.UnregisterAgentRequest
-	(*UnregisterAgentResponse)(nil),  // 32: sutra.v1.UnregisterAgentResponse
-	(*SpawnNodeRequest)(nil),         // 33: sutra.v1.SpawnNodeRequest
-	(*SpawnNodeResponse)(nil),        // 34: sutra.v1.SpawnNodeResponse
-	(*StopNodeRequest)(nil),          // 35: sutra.v1.StopNodeRequest
-	(*StopNodeResponse)(nil),         // 36: sutra.v1.StopNodeResponse
-	(*RestartNodeRequest)(nil),       // 37: sutra.v1.RestartNodeRequest
-	(*RestartNodeResponse)(nil),      // 38: sutra.v1.RestartNodeResponse
-	(*RemoveNodeRequest)(nil),        // 39: sutra.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),       // 40: sutra.v1.RemoveNodeResponse
-	(*GetNodeStatusRequest)(nil),     // 41: sutra.v1.GetNodeStatusRequest
-	(*GetNodeStatusResponse)(nil),    // 42: sutra.v1.GetNodeStatusResponse
-	(*ListNodesRequest)(nil),         // 43: sutra.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),        // 44: sutra.v1.ListNodesResponse
-	(*ListAgentsRequest)(nil),        // 45: sutra.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),       // 46: sutra.v1.ListAgentsResponse
-	(*GetClusterStatusRequest)(nil),  // 47: sutra.v1.GetClusterStatusRequest
-	(*GetClusterStatusResponse)(nil), // 48: sutra.v1.GetClusterStatusResponse
-	(*TailLogsRequest)(nil),          // 49: sutra.v1.TailLogsRequest
-	(*TailLogsResponse)(nil),         // 50: sutra.v1.TailLogsResponse
-	nil,                              // 51: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	nil,                              // 52: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	(Role)(0),                        // 53: sutra.v1.Role
-	(*durationpb.Duration)(nil),      // 54: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 55: google.protobuf.Timestamp
-	(*Agent)(nil),                    // 56: sutra.v1.Agent
-	(*Node)(nil),                     // 57: sutra.v1.Node
-	(*Usage)(nil),                    // 58: sutra.v1.Usage
-	(*LogRange)(nil),                 // 59: sutra.v1.LogRange
-	(*LogChunk)(nil),                 // 60: sutra.v1.LogChunk
+	(*BanUserRequest)(nil),           // 18: sutra.v1.BanUserRequest
+	(*BanUserResponse)(nil),          // 19: sutra.v1.BanUserResponse
+	(*UnbanUserRequest)(nil),         // 20: sutra.v1.UnbanUserRequest
+	(*UnbanUserResponse)(nil),        // 21: sutra.v1.UnbanUserResponse
+	(*ListBansRequest)(nil),          // 22: sutra.v1.ListBansRequest
+	(*ListBansResponse)(nil),         // 23: sutra.v1.ListBansResponse
+	(*Authority)(nil),                // 24: sutra.v1.Authority
+	(*Root)(nil),                     // 25: sutra.v1.Root
+	(*GetAuthorityRequest)(nil),      // 26: sutra.v1.GetAuthorityRequest
+	(*GetAuthorityResponse)(nil),     // 27: sutra.v1.GetAuthorityResponse
+	(*RotateAuthorityRequest)(nil),   // 28: sutra.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),  // 29: sutra.v1.RotateAuthorityResponse
+	(*RetireAuthorityRequest)(nil),   // 30: sutra.v1.RetireAuthorityRequest
+	(*RetireAuthorityResponse)(nil),  // 31: sutra.v1.RetireAuthorityResponse
+	(*RegisterAgentRequest)(nil),     // 32: sutra.v1.RegisterAgentRequest
+	(*RegisterAgentResponse)(nil),    // 33: sutra.v1.RegisterAgentResponse
+	(*HeartbeatRequest)(nil),         // 34: sutra.v1.HeartbeatRequest
+	(*NodeUsage)(nil),                // 35: sutra.v1.NodeUsage
+	(*HeartbeatResponse)(nil),        // 36: sutra.v1.HeartbeatResponse
+	(*UnregisterAgentRequest)(nil),   // 37: sutra.v1.UnregisterAgentRequest
+	(*UnregisterAgentResponse)(nil),  // 38: sutra.v1.UnregisterAgentResponse
+	(*SpawnNodeRequest)(nil),         // 39: sutra.v1.SpawnNodeRequest
+	(*SpawnNodeResponse)(nil),        // 40: sutra.v1.SpawnNodeResponse
+	(*StopNodeRequest)(nil),          // 41: sutra.v1.StopNodeRequest
+	(*StopNodeResponse)(nil),         // 42: sutra.v1.StopNodeResponse
+	(*RestartNodeRequest)(nil),       // 43: sutra.v1.RestartNodeRequest
+	(*RestartNodeResponse)(nil),      // 44: sutra.v1.RestartNodeResponse
+	(*RemoveNodeRequest)(nil),        // 45: sutra.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),       // 46: sutra.v1.RemoveNodeResponse
+	(*GetNodeStatusRequest)(nil),     // 47: sutra.v1.GetNodeStatusRequest
+	(*GetNodeStatusResponse)(nil),    // 48: sutra.v1.GetNodeStatusResponse
+	(*ListNodesRequest)(nil),         // 49: sutra.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),        // 50: sutra.v1.ListNodesResponse
+	(*ListAgentsRequest)(nil),        // 51: sutra.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),       // 52: sutra.v1.ListAgentsResponse
+	(*GetClusterStatusRequest)(nil),  // 53: sutra.v1.GetClusterStatusRequest
+	(*GetClusterStatusResponse)(nil), // 54: sutra.v1.GetClusterStatusResponse
+	(*TailLogsRequest)(nil),          // 55: sutra.v1.TailLogsRequest
+	(*TailLogsResponse)(nil),         // 56: sutra.v1.TailLogsResponse
+	nil,                              // 57: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	nil,                              // 58: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	(Role)(0),                        // 59: sutra.v1.Role
+	(*durationpb.Duration)(nil),      // 60: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 61: google.protobuf.Timestamp
+	(*BanRecord)(nil),                // 62: sutra.v1.BanRecord
+	(*Agent)(nil),                    // 63: sutra.v1.Agent
+	(*Node)(nil),                     // 64: sutra.v1.Node
+	(*Usage)(nil),                    // 65: sutra.v1.Usage
+	(*LogRange)(nil),                 // 66: sutra.v1.LogRange
+	(*LogChunk)(nil),                 // 67: sutra.v1.LogChunk
 }
 var file_sutra_v1_grid_master_proto_depIdxs = []int32{
-	53, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
+	59, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
 	4,  // 1: sutra.v1.EnrollResponse.certificates:type_name -> sutra.v1.Certificates
 	4,  // 2: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
-	54, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	53, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
+	60, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	59, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
 	9,  // 5: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
-	53, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
-	55, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	55, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	59, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
+	61, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	61, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
-	19, // 10: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
-	55, // 11: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
-	55, // 12: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
-	55, // 13: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
-	55, // 14: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 15: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	18, // 16: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	18, // 17: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	56, // 18: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	57, // 19: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	54, // 20: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	57, // 21: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
-	29, // 22: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
-	58, // 23: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
-	57, // 24: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 25: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 26: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 27: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
-	0,  // 28: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	55, // 29: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	57, // 30: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	56, // 31: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
-	1,  // 32: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	55, // 33: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	51, // 34: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	52, // 35: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	55, // 36: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
-	55, // 37: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	55, // 38: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
-	55, // 39: sutra.v1.GetClusterStatusResponse.agent_certificate_expires_at:type_name -> google.protobuf.Timestamp
-	59, // 40: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	60, // 41: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	26, // 42: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	28, // 43: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	31, // 44: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 45: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 46: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 47: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 48: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 49: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 50: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 51: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	20, // 52: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
-	22, // 53: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
-	24, // 54: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
-	33, // 55: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	35, // 56: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	37, // 57: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	39, // 58: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	41, // 59: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	43, // 60: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	45, // 61: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	47, // 62: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	49, // 63: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	27, // 64: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	30, // 65: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	32, // 66: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 67: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 68: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 69: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 70: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 71: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 72: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 73: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	21, // 74: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
-	23, // 75: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
-	25, // 76: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
-	34, // 77: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	36, // 78: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	38, // 79: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	40, // 80: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	42, // 81: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	44, // 82: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	46, // 83: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	48, // 84: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	50, // 85: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	64, // [64:86] is the sub-list for method output_type
-	42, // [42:64] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	62, // 10: sutra.v1.ListBansResponse.bans:type_name -> sutra.v1.BanRecord
+	25, // 11: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
+	61, // 12: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
+	61, // 13: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
+	61, // 14: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
+	61, // 15: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 16: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	24, // 17: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	24, // 18: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	63, // 19: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	64, // 20: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	60, // 21: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	64, // 22: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	35, // 23: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
+	65, // 24: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	64, // 25: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	64, // 26: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	64, // 27: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	64, // 28: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	0,  // 29: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
+	61, // 30: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	64, // 31: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	63, // 32: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	1,  // 33: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
+	61, // 34: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	57, // 35: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	58, // 36: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	61, // 37: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
+	61, // 38: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	61, // 39: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
+	61, // 40: sutra.v1.GetClusterStatusResponse.agent_certificate_expires_at:type_name -> google.protobuf.Timestamp
+	66, // 41: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	67, // 42: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	32, // 43: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	34, // 44: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	37, // 45: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 46: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 47: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 48: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 49: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 50: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 51: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 52: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	18, // 53: sutra.v1.GridMaster.BanUser:input_type -> sutra.v1.BanUserRequest
+	20, // 54: sutra.v1.GridMaster.UnbanUser:input_type -> sutra.v1.UnbanUserRequest
+	22, // 55: sutra.v1.GridMaster.ListBans:input_type -> sutra.v1.ListBansRequest
+	26, // 56: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
+	28, // 57: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
+	30, // 58: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
+	39, // 59: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	41, // 60: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	43, // 61: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	45, // 62: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	47, // 63: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	49, // 64: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	51, // 65: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	53, // 66: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	55, // 67: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	33, // 68: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	36, // 69: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	38, // 70: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 71: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 72: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 73: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 74: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 75: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 76: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 77: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	19, // 78: sutra.v1.GridMaster.BanUser:output_type -> sutra.v1.BanUserResponse
+	21, // 79: sutra.v1.GridMaster.UnbanUser:output_type -> sutra.v1.UnbanUserResponse
+	23, // 80: sutra.v1.GridMaster.ListBans:output_type -> sutra.v1.ListBansResponse
+	27, // 81: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
+	29, // 82: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
+	31, // 83: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
+	40, // 84: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	42, // 85: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	44, // 86: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	46, // 87: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	48, // 88: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	50, // 89: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	52, // 90: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	54, // 91: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	56, // 92: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	68, // [68:93] is the sub-list for method output_type
+	43, // [43:68] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }
@@ -3225,7 +3505,7 @@ func file_sutra_v1_grid_master_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_grid_master_proto_rawDesc), len(file_sutra_v1_grid_master_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   51,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,9 @@ const (
 	GridMaster_RevokeToken_FullMethodName      = "/sutra.v1.GridMaster/RevokeToken"
 	GridMaster_BanAgent_FullMethodName         = "/sutra.v1.GridMaster/BanAgent"
 	GridMaster_UnbanAgent_FullMethodName       = "/sutra.v1.GridMaster/UnbanAgent"
+	GridMaster_BanUser_FullMethodName          = "/sutra.v1.GridMaster/BanUser"
+	GridMaster_UnbanUser_FullMethodName        = "/sutra.v1.GridMaster/UnbanUser"
+	GridMaster_ListBans_FullMethodName         = "/sutra.v1.GridMaster/ListBans"
 	GridMaster_GetAuthority_FullMethodName     = "/sutra.v1.GridMaster/GetAuthority"
 	GridMaster_RotateAuthority_FullMethodName  = "/sutra.v1.GridMaster/RotateAuthority"
 	GridMaster_RetireAuthority_FullMethodName  = "/sutra.v1.GridMaster/RetireAuthority"
@@ -75,6 +78,13 @@ type GridMasterClient interface {
 	BanAgent(ctx context.Context, in *BanAgentRequest, opts ...grpc.CallOption) (*BanAgentResponse, error)
 	// UnbanAgent lets a banned agent in again.
 	UnbanAgent(ctx context.Context, in *UnbanAgentRequest, opts ...grpc.CallOption) (*UnbanAgentResponse, error)
+	// BanUser keeps a person, or a program with a person's identity, out of the grid, whatever role it has there: with all
+	// certificates that it has or asks for, and with the tokens that it made. Nobody bans itself.
+	BanUser(ctx context.Context, in *BanUserRequest, opts ...grpc.CallOption) (*BanUserResponse, error)
+	// UnbanUser lets a banned person in again.
+	UnbanUser(ctx context.Context, in *UnbanUserRequest, opts ...grpc.CallOption) (*UnbanUserResponse, error)
+	// ListBans says who is kept out: agents and people. It answers from memory.
+	ListBans(ctx context.Context, in *ListBansRequest, opts ...grpc.CallOption) (*ListBansResponse, error)
 	// GetAuthority says which roots vouch for the grid's identities, and how far a move to another root is.
 	GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error)
 	// RotateAuthority begins to move the grid to another root, which is made for it. Both are trusted from then on, and certificates are
@@ -204,6 +214,36 @@ func (c *gridMasterClient) UnbanAgent(ctx context.Context, in *UnbanAgentRequest
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UnbanAgentResponse)
 	err := c.cc.Invoke(ctx, GridMaster_UnbanAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) BanUser(ctx context.Context, in *BanUserRequest, opts ...grpc.CallOption) (*BanUserResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BanUserResponse)
+	err := c.cc.Invoke(ctx, GridMaster_BanUser_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) UnbanUser(ctx context.Context, in *UnbanUserRequest, opts ...grpc.CallOption) (*UnbanUserResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnbanUserResponse)
+	err := c.cc.Invoke(ctx, GridMaster_UnbanUser_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gridMasterClient) ListBans(ctx context.Context, in *ListBansRequest, opts ...grpc.CallOption) (*ListBansResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListBansResponse)
+	err := c.cc.Invoke(ctx, GridMaster_ListBans_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -371,6 +411,13 @@ type GridMasterServer interface {
 	BanAgent(context.Context, *BanAgentRequest) (*BanAgentResponse, error)
 	// UnbanAgent lets a banned agent in again.
 	UnbanAgent(context.Context, *UnbanAgentRequest) (*UnbanAgentResponse, error)
+	// BanUser keeps a person, or a program with a person's identity, out of the grid, whatever role it has there: with all
+	// certificates that it has or asks for, and with the tokens that it made. Nobody bans itself.
+	BanUser(context.Context, *BanUserRequest) (*BanUserResponse, error)
+	// UnbanUser lets a banned person in again.
+	UnbanUser(context.Context, *UnbanUserRequest) (*UnbanUserResponse, error)
+	// ListBans says who is kept out: agents and people. It answers from memory.
+	ListBans(context.Context, *ListBansRequest) (*ListBansResponse, error)
 	// GetAuthority says which roots vouch for the grid's identities, and how far a move to another root is.
 	GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error)
 	// RotateAuthority begins to move the grid to another root, which is made for it. Both are trusted from then on, and certificates are
@@ -435,6 +482,15 @@ func (UnimplementedGridMasterServer) BanAgent(context.Context, *BanAgentRequest)
 }
 func (UnimplementedGridMasterServer) UnbanAgent(context.Context, *UnbanAgentRequest) (*UnbanAgentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UnbanAgent not implemented")
+}
+func (UnimplementedGridMasterServer) BanUser(context.Context, *BanUserRequest) (*BanUserResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BanUser not implemented")
+}
+func (UnimplementedGridMasterServer) UnbanUser(context.Context, *UnbanUserRequest) (*UnbanUserResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnbanUser not implemented")
+}
+func (UnimplementedGridMasterServer) ListBans(context.Context, *ListBansRequest) (*ListBansResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListBans not implemented")
 }
 func (UnimplementedGridMasterServer) GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetAuthority not implemented")
@@ -669,6 +725,60 @@ func _GridMaster_UnbanAgent_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(GridMasterServer).UnbanAgent(ctx, req.(*UnbanAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_BanUser_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BanUserRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).BanUser(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_BanUser_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).BanUser(ctx, req.(*BanUserRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_UnbanUser_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnbanUserRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).UnbanUser(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_UnbanUser_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).UnbanUser(ctx, req.(*UnbanUserRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _GridMaster_ListBans_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListBansRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GridMasterServer).ListBans(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GridMaster_ListBans_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GridMasterServer).ListBans(ctx, req.(*ListBansRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -928,6 +1038,18 @@ var GridMaster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UnbanAgent",
 			Handler:    _GridMaster_UnbanAgent_Handler,
+		},
+		{
+			MethodName: "BanUser",
+			Handler:    _GridMaster_BanUser_Handler,
+		},
+		{
+			MethodName: "UnbanUser",
+			Handler:    _GridMaster_UnbanUser_Handler,
+		},
+		{
+			MethodName: "ListBans",
+			Handler:    _GridMaster_ListBans_Handler,
 		},
 		{
 			MethodName: "GetAuthority",

@@ -1441,13 +1441,16 @@ func (x *TokenRecord) GetRoot() string {
 	return ""
 }
 
-// BanRecord keeps an agent out of the grid.
+// BanRecord keeps an agent or a person out of the grid: one of agent_id and user says whom.
 type BanRecord struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	BannedAt      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=banned_at,json=bannedAt,proto3" json:"banned_at,omitempty"`
-	BannedBy      string                 `protobuf:"bytes,4,opt,name=banned_by,json=bannedBy,proto3" json:"banned_by,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	AgentId  string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	Reason   string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	BannedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=banned_at,json=bannedAt,proto3" json:"banned_at,omitempty"`
+	// For example "user admin".
+	BannedBy string `protobuf:"bytes,4,opt,name=banned_by,json=bannedBy,proto3" json:"banned_by,omitempty"`
+	// A person's name.
+	User          string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1506,6 +1509,13 @@ func (x *BanRecord) GetBannedAt() *timestamppb.Timestamp {
 func (x *BanRecord) GetBannedBy() string {
 	if x != nil {
 		return x.BannedBy
+	}
+	return ""
+}
+
+func (x *BanRecord) GetUser() string {
+	if x != nil {
+		return x.User
 	}
 	return ""
 }
@@ -1645,12 +1655,13 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"created_by\x18\t \x01(\tR\tcreatedBy\x12\x17\n" +
 	"\aused_by\x18\n" +
 	" \x03(\fR\x06usedBy\x12\x12\n" +
-	"\x04root\x18\v \x01(\tR\x04root\"\x94\x01\n" +
+	"\x04root\x18\v \x01(\tR\x04root\"\xa8\x01\n" +
 	"\tBanRecord\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
 	"\tbanned_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bbannedAt\x12\x1b\n" +
-	"\tbanned_by\x18\x04 \x01(\tR\bbannedBy*\xa7\x01\n" +
+	"\tbanned_by\x18\x04 \x01(\tR\bbannedBy\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user*\xa7\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_STARTING\x10\x01\x12\x11\n" +

@@ -100,22 +100,30 @@ func decodeToken(kv *mvccpb.KeyValue) (*sutrav1.TokenRecord, error) {
 	return t, nil
 }
 
-// SaveBan writes that an agent is banned.
+// banID is what a ban's key ends in. No agent's id has a slash, so that people's names are none of theirs.
+func banID(b *sutrav1.BanRecord) string {
+	if b.GetUser() != "" {
+		return "user/" + b.GetUser()
+	}
+	return b.GetAgentId()
+}
+
+// SaveBan writes that an agent or a person is banned.
 func (s *Store) SaveBan(ctx context.Context, b *sutrav1.BanRecord) error {
-	put, err := putOp(banPrefix, b.GetAgentId(), b)
+	put, err := putOp(banPrefix, banID(b), b)
 	if err == nil {
 		_, err = s.commit(ctx, nil, put)
 	}
 	if err != nil {
-		return fmt.Errorf("save the ban of agent %q: %w", b.GetAgentId(), err)
+		return fmt.Errorf("save the ban of %q: %w", banID(b), err)
 	}
 	return nil
 }
 
-// DeleteBan lets an agent in again. One that isn't banned is no error.
-func (s *Store) DeleteBan(ctx context.Context, agentID string) error {
-	if _, err := s.commit(ctx, nil, clientv3.OpDelete(banPrefix+agentID)); err != nil {
-		return fmt.Errorf("end the ban of agent %q: %w", agentID, err)
+// DeleteBan lets those in again whom a ban is about. Who isn't banned is no error.
+func (s *Store) DeleteBan(ctx context.Context, b *sutrav1.BanRecord) error {
+	if _, err := s.commit(ctx, nil, clientv3.OpDelete(banPrefix+banID(b))); err != nil {
+		return fmt.Errorf("end the ban of %q: %w", banID(b), err)
 	}
 	return nil
 }

@@ -32,7 +32,8 @@ type State struct {
 	Nodes  []*sutrav1.NodeRecord
 	// Nodes that ended and were removed: one that an agent reports again is not adopted.
 	Tombstones []*sutrav1.NodeRecord
-	Bans       []*sutrav1.BanRecord
+	// Of agents and of people.
+	Bans []*sutrav1.BanRecord
 }
 
 // Load reads the state as it was at one moment. A value that can't be decoded is an
@@ -68,8 +69,8 @@ func (s *Store) Load(ctx context.Context) (State, error) {
 			if err := proto.Unmarshal(kv.Value, b); err != nil {
 				return damaged(key, err)
 			}
-			if banPrefix+b.GetAgentId() != key {
-				return damaged(key, fmt.Errorf("it bans agent %q", b.GetAgentId()))
+			if banPrefix+banID(b) != key {
+				return damaged(key, fmt.Errorf("it bans %q", banID(b)))
 			}
 			st.Bans = append(st.Bans, b)
 		}

@@ -93,6 +93,36 @@ func TestStateSurvivesRestart(t *testing.T) {
 	}
 }
 
+// An agent and a person of one name are two, and neither's ban takes the other's place. What was written before people could
+// be banned is still read.
+func TestBansSurviveRestart(t *testing.T) {
+	dir := home(t)
+	s := open(t, dir)
+	ctx := t.Context()
+	agent, person := &sutrav1.BanRecord{AgentId: "user", BannedBy: "user admin"}, &sutrav1.BanRecord{User: "user", Reason: "left"}
+	gone := &sutrav1.BanRecord{User: "agent-001"}
+	for _, b := range []*sutrav1.BanRecord{agent, person, gone} {
+		if err := s.SaveBan(ctx, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.client.Put(ctx, "/sutra/v1/bans/agent-001", "\x0a\x09agent-001\x12\x06stolen"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // ending what has ended is no error
+		if err := s.DeleteBan(ctx, gone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.SaveBan(ctx, &sutrav1.BanRecord{}); err == nil {
+		t.Error("a ban of nobody was saved")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantState(t, open(t, dir), State{Bans: []*sutrav1.BanRecord{{AgentId: "agent-001", Reason: "stolen"}, agent, person}})
+}
+
 // An agent is forgotten only as the one that was judged.
 func TestForgetAgent(t *testing.T) {
 	s := open(t, home(t))
@@ -155,6 +185,8 @@ func TestLoadNamesTheKeyItCantDecode(t *testing.T) {
 		{agentPrefix + "agent-001", "", `holds agent ""`},
 		{nodePrefix + "node-a", otherNode, `holds node "node-other"`},
 		{tombstonePrefix + "node-a", otherNode, `holds node "node-other"`},
+		{banPrefix + "agent-001", "", `bans ""`},
+		{banPrefix + "user/anna", "\x0a\x04anna", `bans "anna"`},
 	} {
 		s := open(t, home(t))
 		if _, err := s.client.Put(t.Context(), tc.key, tc.value); err != nil {
@@ -164,7 +196,7 @@ func TestLoadNamesTheKeyItCantDecode(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tc.key) || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("got %v, want it to name %s and say %s", err, tc.key, tc.want)
 		}
-		if len(st.Agents)+len(st.Nodes)+len(st.Tombstones) > 0 {
+		if len(st.Agents)+len(st.Nodes)+len(st.Tombstones)+len(st.Bans) > 0 {
 			t.Errorf("%s: a part of the state beside the error", tc.key)
 		}
 		if err := s.Close(); err != nil {
