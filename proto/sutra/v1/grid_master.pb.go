@@ -2364,6 +2364,224 @@ func (x *TailLogsResponse) GetNotice() string {
 	return ""
 }
 
+type WatchEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only what came after it, if anything has; unset: all that is known.
+	After *EventPosition `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	// Go on with what happens from then on.
+	Follow bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Nothing that happened longer ago, by the master's clock; unset: all that is known. Without meaning beside after.
+	Since         *durationpb.Duration `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsRequest) Reset() {
+	*x = WatchEventsRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsRequest) ProtoMessage() {}
+
+func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
+func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *WatchEventsRequest) GetAfter() *EventPosition {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *WatchEventsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *WatchEventsRequest) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type WatchEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*WatchEventsResponse_Begin
+	//	*WatchEventsResponse_Event
+	//	*WatchEventsResponse_Missed
+	Message       isWatchEventsResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsResponse) Reset() {
+	*x = WatchEventsResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsResponse) ProtoMessage() {}
+
+func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
+func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *WatchEventsResponse) GetMessage() isWatchEventsResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetBegin() *EventPosition {
+	if x != nil {
+		if x, ok := x.Message.(*WatchEventsResponse_Begin); ok {
+			return x.Begin
+		}
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetEvent() *Event {
+	if x != nil {
+		if x, ok := x.Message.(*WatchEventsResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetMissed() *EventsMissed {
+	if x != nil {
+		if x, ok := x.Message.(*WatchEventsResponse_Missed); ok {
+			return x.Missed
+		}
+	}
+	return nil
+}
+
+type isWatchEventsResponse_Message interface {
+	isWatchEventsResponse_Message()
+}
+
+type WatchEventsResponse_Begin struct {
+	// The first message of each stream: where it begins, as another request's after.
+	Begin *EventPosition `protobuf:"bytes,1,opt,name=begin,proto3,oneof"`
+}
+
+type WatchEventsResponse_Event struct {
+	Event *Event `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
+}
+
+type WatchEventsResponse_Missed struct {
+	// What isn't known any more of what was asked for, before what follows.
+	Missed *EventsMissed `protobuf:"bytes,3,opt,name=missed,proto3,oneof"`
+}
+
+func (*WatchEventsResponse_Begin) isWatchEventsResponse_Message() {}
+
+func (*WatchEventsResponse_Event) isWatchEventsResponse_Message() {}
+
+func (*WatchEventsResponse_Missed) isWatchEventsResponse_Message() {}
+
+// EventsMissed says that events are missing.
+type EventsMissed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many of this run's. Of a request with since it is at most so many: nobody knows how old they were.
+	Count uint64 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	// The master has started since: of what happened before nothing is known, not even how much it was.
+	Restarted     bool `protobuf:"varint,2,opt,name=restarted,proto3" json:"restarted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventsMissed) Reset() {
+	*x = EventsMissed{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventsMissed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventsMissed) ProtoMessage() {}
+
+func (x *EventsMissed) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventsMissed.ProtoReflect.Descriptor instead.
+func (*EventsMissed) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *EventsMissed) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *EventsMissed) GetRestarted() bool {
+	if x != nil {
+		return x.Restarted
+	}
+	return false
+}
+
 var File_sutra_v1_grid_master_proto protoreflect.FileDescriptor
 
 const file_sutra_v1_grid_master_proto_rawDesc = "" +
@@ -2512,7 +2730,19 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x05range\x18\x02 \x01(\v2\x12.sutra.v1.LogRangeR\x05range\"T\n" +
 	"\x10TailLogsResponse\x12(\n" +
 	"\x05chunk\x18\x01 \x01(\v2\x12.sutra.v1.LogChunkR\x05chunk\x12\x16\n" +
-	"\x06notice\x18\x02 \x01(\tR\x06notice*D\n" +
+	"\x06notice\x18\x02 \x01(\tR\x06notice\"\x8c\x01\n" +
+	"\x12WatchEventsRequest\x12-\n" +
+	"\x05after\x18\x01 \x01(\v2\x17.sutra.v1.EventPositionR\x05after\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12/\n" +
+	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\"\xac\x01\n" +
+	"\x13WatchEventsResponse\x12/\n" +
+	"\x05begin\x18\x01 \x01(\v2\x17.sutra.v1.EventPositionH\x00R\x05begin\x12'\n" +
+	"\x05event\x18\x02 \x01(\v2\x0f.sutra.v1.EventH\x00R\x05event\x120\n" +
+	"\x06missed\x18\x03 \x01(\v2\x16.sutra.v1.EventsMissedH\x00R\x06missedB\t\n" +
+	"\amessage\"B\n" +
+	"\fEventsMissed\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x1c\n" +
+	"\trestarted\x18\x02 \x01(\bR\trestarted*D\n" +
 	"\x06Source\x12\x16\n" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSOURCE_LIVE\x10\x01\x12\x11\n" +
@@ -2521,7 +2751,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xba\r\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\x97\x0e\n" +
 	"\n" +
 	"GridMaster\x12a\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\x0f\xca\xf3\x18\v\n" +
@@ -2566,6 +2796,8 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x10GetClusterStatus\x12!.sutra.v1.GetClusterStatusRequest\x1a\".sutra.v1.GetClusterStatusResponse\"\x0f\xca\xf3\x18\v\n" +
 	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12R\n" +
 	"\bTailLogs\x12\x19.sutra.v1.TailLogsRequest\x1a\x1a.sutra.v1.TailLogsResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\a\x1a\x03\x01\x02\x030\x01\x12[\n" +
+	"\vWatchEvents\x12\x1c.sutra.v1.WatchEventsRequest\x1a\x1d.sutra.v1.WatchEventsResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\a\x1a\x03\x01\x02\x030\x01B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
 
 var (
@@ -2581,7 +2813,7 @@ func file_sutra_v1_grid_master_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_grid_master_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(Source)(0),                      // 0: sutra.v1.Source
 	(ClusterHealth)(0),               // 1: sutra.v1.ClusterHealth
@@ -2626,93 +2858,105 @@ var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(*GetClusterStatusResponse)(nil), // 40: sutra.v1.GetClusterStatusResponse
 	(*TailLogsRequest)(nil),          // 41: sutra.v1.TailLogsRequest
 	(*TailLogsResponse)(nil),         // 42: sutra.v1.TailLogsResponse
-	nil,                              // 43: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	nil,                              // 44: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	(Role)(0),                        // 45: sutra.v1.Role
-	(*durationpb.Duration)(nil),      // 46: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
-	(*Agent)(nil),                    // 48: sutra.v1.Agent
-	(*Node)(nil),                     // 49: sutra.v1.Node
-	(*Usage)(nil),                    // 50: sutra.v1.Usage
-	(*LogRange)(nil),                 // 51: sutra.v1.LogRange
-	(*LogChunk)(nil),                 // 52: sutra.v1.LogChunk
+	(*WatchEventsRequest)(nil),       // 43: sutra.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 44: sutra.v1.WatchEventsResponse
+	(*EventsMissed)(nil),             // 45: sutra.v1.EventsMissed
+	nil,                              // 46: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	nil,                              // 47: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	(Role)(0),                        // 48: sutra.v1.Role
+	(*durationpb.Duration)(nil),      // 49: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 50: google.protobuf.Timestamp
+	(*Agent)(nil),                    // 51: sutra.v1.Agent
+	(*Node)(nil),                     // 52: sutra.v1.Node
+	(*Usage)(nil),                    // 53: sutra.v1.Usage
+	(*LogRange)(nil),                 // 54: sutra.v1.LogRange
+	(*LogChunk)(nil),                 // 55: sutra.v1.LogChunk
+	(*EventPosition)(nil),            // 56: sutra.v1.EventPosition
+	(*Event)(nil),                    // 57: sutra.v1.Event
 }
 var file_sutra_v1_grid_master_proto_depIdxs = []int32{
-	45, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
+	48, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
 	4,  // 1: sutra.v1.EnrollResponse.certificates:type_name -> sutra.v1.Certificates
 	4,  // 2: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
-	46, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	45, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
+	49, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	48, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
 	9,  // 5: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
-	45, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
-	47, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	47, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	48, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
+	50, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	50, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
-	48, // 10: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	49, // 11: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	46, // 12: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	49, // 13: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	51, // 10: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	52, // 11: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	49, // 12: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	52, // 13: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
 	21, // 14: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
-	50, // 15: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
-	49, // 16: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	49, // 17: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	49, // 18: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
-	49, // 19: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	53, // 15: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	52, // 16: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	52, // 17: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	52, // 18: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	52, // 19: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
 	0,  // 20: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	47, // 21: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	49, // 22: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	48, // 23: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	50, // 21: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	52, // 22: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	51, // 23: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
 	1,  // 24: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	47, // 25: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	43, // 26: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	44, // 27: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	47, // 28: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
-	47, // 29: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	51, // 30: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	52, // 31: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	18, // 32: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	20, // 33: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	23, // 34: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 35: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 36: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 37: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 38: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 39: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 40: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 41: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	25, // 42: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	27, // 43: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	29, // 44: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	31, // 45: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	33, // 46: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	35, // 47: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	37, // 48: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	39, // 49: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	41, // 50: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	19, // 51: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	22, // 52: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	24, // 53: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 54: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 55: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 56: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 57: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 58: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 59: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 60: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	26, // 61: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	28, // 62: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	30, // 63: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	32, // 64: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	34, // 65: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	36, // 66: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	38, // 67: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	40, // 68: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	42, // 69: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	51, // [51:70] is the sub-list for method output_type
-	32, // [32:51] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	50, // 25: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	46, // 26: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	47, // 27: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	50, // 28: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
+	50, // 29: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	54, // 30: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	55, // 31: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	56, // 32: sutra.v1.WatchEventsRequest.after:type_name -> sutra.v1.EventPosition
+	49, // 33: sutra.v1.WatchEventsRequest.since:type_name -> google.protobuf.Duration
+	56, // 34: sutra.v1.WatchEventsResponse.begin:type_name -> sutra.v1.EventPosition
+	57, // 35: sutra.v1.WatchEventsResponse.event:type_name -> sutra.v1.Event
+	45, // 36: sutra.v1.WatchEventsResponse.missed:type_name -> sutra.v1.EventsMissed
+	18, // 37: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	20, // 38: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	23, // 39: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 40: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 41: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 42: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 43: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 44: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 45: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 46: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	25, // 47: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	27, // 48: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	29, // 49: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	31, // 50: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	33, // 51: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	35, // 52: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	37, // 53: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	39, // 54: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	41, // 55: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	43, // 56: sutra.v1.GridMaster.WatchEvents:input_type -> sutra.v1.WatchEventsRequest
+	19, // 57: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	22, // 58: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	24, // 59: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 60: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 61: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 62: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 63: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 64: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 65: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 66: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	26, // 67: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	28, // 68: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	30, // 69: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	32, // 70: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	34, // 71: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	36, // 72: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	38, // 73: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	40, // 74: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	42, // 75: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	44, // 76: sutra.v1.GridMaster.WatchEvents:output_type -> sutra.v1.WatchEventsResponse
+	57, // [57:77] is the sub-list for method output_type
+	37, // [37:57] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }
@@ -2722,13 +2966,18 @@ func file_sutra_v1_grid_master_proto_init() {
 	}
 	file_sutra_v1_model_proto_init()
 	file_sutra_v1_policy_proto_init()
+	file_sutra_v1_grid_master_proto_msgTypes[42].OneofWrappers = []any{
+		(*WatchEventsResponse_Begin)(nil),
+		(*WatchEventsResponse_Event)(nil),
+		(*WatchEventsResponse_Missed)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_grid_master_proto_rawDesc), len(file_sutra_v1_grid_master_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   43,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
