@@ -46,6 +46,7 @@ type fakeMaster struct {
 	onListAgents func() (*sutrav1.ListAgentsResponse, error)
 	onStatus     func() (*sutrav1.GetClusterStatusResponse, error)
 	onLogs       func(*sutrav1.TailLogsRequest, grpc.ServerStreamingServer[sutrav1.TailLogsResponse]) error
+	onEvents     func(*sutrav1.WatchEventsRequest, grpc.ServerStreamingServer[sutrav1.WatchEventsResponse]) error
 
 	mu   sync.Mutex // guards seen
 	seen []proto.Message
@@ -129,6 +130,13 @@ func (f *fakeMaster) TailLogs(r *sutrav1.TailLogsRequest, stream grpc.ServerStre
 		return err
 	}
 	return f.onLogs(r, stream)
+}
+
+func (f *fakeMaster) WatchEvents(r *sutrav1.WatchEventsRequest, stream grpc.ServerStreamingServer[sutrav1.WatchEventsResponse]) error {
+	if err := f.note(r, f.onEvents != nil); err != nil {
+		return err
+	}
+	return f.onEvents(r, stream)
 }
 
 func listen(t *testing.T) net.Listener {
