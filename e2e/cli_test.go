@@ -29,6 +29,7 @@ var verbs = map[string][]string{
 	"list-agents": {"--master", "--output"},
 	"list-nodes":  {"--agent", "-a", "--all", "--master", "--output"},
 	"logs":        {"--node", "-n", "--follow", "-f", "--tail", "--since", "--master", "--output"},
+	"events":      {"--follow", "-f", "--since", "--master", "--output"},
 	"smoke":       {"--agent", "--profile", "--master", "--output"},
 	"login":       {"--master", "--token", "--name"},
 
