@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -150,6 +151,52 @@ func TestEventsAreFollowed(t *testing.T) {
 	}
 	if !slices.Equal(calls, lines) {
 		t.Errorf("the calls were\n%s\nand on record are\n%s", strings.Join(calls, "\n"), strings.Join(lines, "\n"))
+	}
+}
+
+// One who watches and doesn't read holds up nobody, and learns how much it missed once it reads again.
+func TestSlowWatcher(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	stream, err := g.Client().WatchEvents(t.Context(), &sutrav1.WatchEventsRequest{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := stream.Recv(); err != nil || got.GetBegin() == nil {
+		t.Fatalf("first comes %v, %v", got, err)
+	}
+	// More than is remembered, and than the connection holds.
+	const callers, each = 8, 100
+	long := strings.Repeat("x", 3800)
+	req := &sutrav1.SpawnNodeRequest{RequestId: long, AgentId: long, Profile: long, StoragePath: long}
+	var calls sync.WaitGroup
+	for range callers {
+		calls.Go(func() {
+			for range each {
+				if _, err := g.Client().SpawnNode(t.Context(), req); rpc.ReasonOf(err) != rpc.InvalidArgument {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	calls.Wait()
+	var read, missed uint64
+	for read+missed < callers*each {
+		got, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		missed += got.GetMissed().GetCount()
+		if e := got.GetEvent(); e != nil {
+			if read++; e.GetPosition().GetSequence() != read+missed {
+				t.Fatalf("event %d comes after %d that were read and %d that were missed", e.GetPosition().GetSequence(), read, missed)
+			}
+		}
+	}
+	if missed == 0 || read < 8<<20/16_000 {
+		t.Errorf("%d were read, %d missed", read, missed)
 	}
 }
 
