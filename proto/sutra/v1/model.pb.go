@@ -1858,7 +1858,7 @@ type NodeEvent struct {
 	// PHASE_UNSPECIFIED where nothing was known before.
 	From Phase `protobuf:"varint,3,opt,name=from,proto3,enum=sutra.v1.Phase" json:"from,omitempty"`
 	To   Phase `protobuf:"varint,4,opt,name=to,proto3,enum=sutra.v1.Phase" json:"to,omitempty"`
-	// As the node's.
+	// As the node's; of one that ended without any, how its process did.
 	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	Pid           int32  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
 	RestartCount  uint32 `protobuf:"varint,7,opt,name=restart_count,json=restartCount,proto3" json:"restart_count,omitempty"`

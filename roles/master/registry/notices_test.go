@@ -82,10 +82,11 @@ func TestNoticesOfANode(t *testing.T) {
 	rec := g.edit("n1", func(rec *sutrav1.NodeRecord) {
 		rec.Node.Phase, rec.Node.LastExit, rec.Node.RestartCount = stopped, &sutrav1.Exit{Signal: "SIGTERM"}, 2
 	})
-	g.Observe(process("n1", "a", running, 9, 9, 2), g.now) // a late word
+	wantNews(t, g, "a stop", "node n1 on a RUNNING>STOPPED pid 0 restarts 2 killed by SIGTERM")
+	g.Observe(process("n1", "a", running, 9, 9, 2), g.now)
 	g.Gone("n1")
 	g.Bury(rec)
-	wantNews(t, g, "a stop", "node n1 on a RUNNING>STOPPED pid 0 restarts 2 killed by SIGTERM")
+	wantNews(t, g, "a late word")
 
 	g.reserve(wants("n2", "a"))
 	beat(process("n2", "a", starting, 1, 7, 0))
