@@ -17,8 +17,8 @@ const (
 	// goes wrong. What exceeds either takes the oldest with it.
 	maxEvents = 4096
 	maxBytes  = 8 << 20
-	// maxBatch bounds what a Reader gets at once.
-	maxBatch = 128
+	// maxBatch bounds what a Reader gets at once, and so what is kept alive for one that is slow.
+	maxBatch = 16
 )
 
 // Hub is safe for concurrent use. It doesn't know who watches: each Reader asks for what comes after what it had, so that a
