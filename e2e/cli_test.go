@@ -30,6 +30,7 @@ var verbs = map[string][]string{
 	"list-nodes":  {"--agent", "-a", "--all", "--master", "--output"},
 	"list-bans":   {"--master", "--output"},
 	"logs":        {"--node", "-n", "--follow", "-f", "--tail", "--since", "--master", "--output"},
+	"events":      {"--follow", "-f", "--since", "--master", "--output"},
 	"smoke":       {"--agent", "--profile", "--master", "--output"},
 	"login":       {"--master", "--token", "--name"},
 

@@ -81,7 +81,7 @@ func (s *secrets) look(where string, text []byte) {
 	}
 }
 
-// Tokens and keys are planted in every way there is to give them, right and wrong: no log, no error, no record, no list of
+// Tokens and keys are planted in every way there is to give them, right and wrong: no log, no error, no record, no event, no list of
 // processes, no environment of a node and nothing that the master keeps has one.
 func TestSecretsAreKept(t *testing.T) {
 	t.Parallel()
@@ -179,6 +179,10 @@ func TestSecretsAreKept(t *testing.T) {
 	}
 
 	s.keys(g.Dir)
+	events := g.MustRun("events", "-o", "json")
+	if s.look("sutra events", []byte(events)); !strings.Contains(events, "(hidden)") || !strings.Contains(events, "CreateToken") {
+		t.Errorf("events tell of no call that had a token in it:\n%s", events)
+	}
 	files := 0
 	s.each(g.Dir, func(path string, data []byte) {
 		files++

@@ -20,7 +20,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
@@ -35,7 +37,7 @@ const (
 	// that is has the number of those that aren't.
 	refusedBurst = 20
 	refusedEvery = time.Second
-	// maxAudited is how much is kept of one text of a request: what a storage path may have.
+	// maxAudited is how much is kept of one text: what a storage path may have.
 	maxAudited = maxPath
 )
 
@@ -45,10 +47,12 @@ type Audit struct {
 	log           zerolog.Logger
 	done, refused *journal
 	quiet         byAddress[restraint]
+	publish       func(*sutrav1.Event)
 }
 
-// OpenAudit opens the record in a folder, which is there.
-func OpenAudit(dir string, log zerolog.Logger) (*Audit, error) {
+// OpenAudit opens the record in a folder, which is there. What is in its first file is also published, as events that others
+// may see; nil: it isn't. Refusals are not: who is refused all the time would push out what others did.
+func OpenAudit(dir string, log zerolog.Logger, publish func(*sutrav1.Event)) (*Audit, error) {
 	done, err := openJournal(filepath.Join(dir, auditFile), auditSize, log)
 	if err != nil {
 		return nil, err
@@ -57,7 +61,7 @@ func OpenAudit(dir string, log zerolog.Logger) (*Audit, error) {
 	if err != nil {
 		return nil, errors.Join(err, done.close())
 	}
-	return &Audit{log: log, done: done, refused: refused}, nil
+	return &Audit{log: log, done: done, refused: refused, publish: publish}, nil
 }
 
 // Close closes the files. Calls that still end are not on record.
@@ -77,8 +81,21 @@ type audited struct {
 	Code   string  `json:"code"`
 	Reason Reason  `json:"reason,omitempty"`
 	TookMS float64 `json:"took_ms"`
+	took   time.Duration
 	// Omitted is how many refusals of the same host before this one aren't on record.
 	Omitted int `json:"omitted,omitempty"`
+}
+
+// event is the same as an event.
+func (e audited) event() *sutrav1.Event {
+	call := &sutrav1.CallEvent{
+		Who: e.Who, Role: e.Role, From: e.From, Method: e.Method, What: make(map[string]string, len(e.What)), Code: e.Code, Reason: string(e.Reason),
+		BeganAt: timestamppb.New(e.Time), Took: durationpb.New(e.took),
+	}
+	for field, value := range e.What {
+		call.What[field] = fmt.Sprint(value)
+	}
+	return &sutrav1.Event{About: &sutrav1.Event_Call{Call: call}}
 }
 
 // call puts a call on record that is worth it.
@@ -95,9 +112,10 @@ func (a *Audit) call(ctx context.Context, method string, start time.Time, req, r
 	caller := callerOf(ctx)
 	// In the clear nobody is known, and nobody a stranger.
 	stranger := caller.Why != nil && !errors.Is(caller.Why, errInClear)
+	took := time.Since(start).Truncate(time.Microsecond)
 	e := audited{
 		Time: start.UTC(), Method: shortName(method), Who: caller.Identity.String(), From: "?", What: map[string]any{},
-		Code: code.String(), TookMS: float64(time.Since(start).Microseconds()) / 1000,
+		Code: code.String(), TookMS: float64(took.Microseconds()) / 1000, took: took,
 	}
 	if caller.Identity != (pki.Identity{}) {
 		e.Role = pki.RoleWord(caller.Identity.Role)
@@ -115,6 +133,9 @@ func (a *Audit) call(ctx context.Context, method string, start time.Time, req, r
 	}
 	if !refused && (err == nil || !stranger) {
 		a.done.write(e)
+		if a.publish != nil {
+			a.publish(e.event())
+		}
 		a.log.Info().Str("method", e.Method).Str("who", e.Who).Str("from", e.From).Any("what", e.What).Str("code", e.Code).Msg("called")
 		return
 	}
@@ -163,16 +184,20 @@ func about(m any, what map[string]any) {
 	})
 }
 
+// Tellable is a text that somebody sent as far as it is kept for others to read: not too long, whole characters, no token.
+func Tellable(text string) string {
+	if len(text) > maxAudited {
+		text = strings.ToValidUTF8(text[:maxAudited], "") + " ..."
+	}
+	return string(pki.Conceal([]byte(text)))
+}
+
 // tell adds one field. Bytes are never told.
 func tell(f protoreflect.FieldDescriptor, v protoreflect.Value, what map[string]any) {
 	switch {
 	case f.IsList(), f.IsMap():
 	case f.Kind() == protoreflect.StringKind:
-		text := v.String()
-		if len(text) > maxAudited {
-			text = text[:maxAudited] + " ..."
-		}
-		what[string(f.Name())] = string(pki.Conceal([]byte(text)))
+		what[string(f.Name())] = Tellable(v.String())
 	case f.Kind() == protoreflect.EnumKind:
 		if word := f.Enum().Values().ByNumber(v.Enum()); word != nil {
 			what[string(f.Name())] = strings.ToLower(strings.TrimPrefix(string(word.Name()), "ROLE_"))

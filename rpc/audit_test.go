@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
@@ -48,7 +50,7 @@ func records(t *testing.T, path string) []map[string]any {
 func openAudit(t *testing.T) (a *Audit, dir string, log *bytes.Buffer) {
 	t.Helper()
 	dir, log = t.TempDir(), &bytes.Buffer{}
-	a, err := OpenAudit(dir, zerolog.New(log))
+	a, err := OpenAudit(dir, zerolog.New(log), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,6 +106,85 @@ func TestAuditSaysWhoDidWhat(t *testing.T) {
 		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", file, info, err)
 		}
+	}
+}
+
+// What is on record is published, the very same; what was refused isn't.
+func TestAuditPublishesWhatIsOnRecord(t *testing.T) {
+	a, dir, _ := openAudit(t)
+	var published []*sutrav1.Event
+	a.publish = func(e *sutrav1.Event) { published = append(published, e) }
+	anna := pki.UserIdentity("g", "anna", sutrav1.Role_ROLE_ADMIN)
+	known, stranger := peer.NewContext(t.Context(), from(&anna, "10.0.0.7")), peer.NewContext(t.Context(), from(nil, "10.0.0.8"))
+	token, err := pki.NewToken([32]byte{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now().Add(-1234567 * time.Microsecond)
+	calls := 0
+	call := func(ctx context.Context, method string, req, resp proto.Message, err error) {
+		calls++
+		a.call(ctx, method, start, req, resp, err)
+	}
+	// Each method with all that its messages can carry.
+	for i := range sutrav1.File_sutra_v1_grid_master_proto.Services().Get(0).Methods().Len() {
+		m := sutrav1.File_sutra_v1_grid_master_proto.Services().Get(0).Methods().Get(i)
+		if p, _ := PolicyOf(fullMethod(m)); !p.Mutates {
+			continue
+		}
+		req, resp := dynamicpb.NewMessage(m.Input()), dynamicpb.NewMessage(m.Output())
+		fill(req, "Request", 0)
+		fill(resp, "Response", 0)
+		call(known, fullMethod(m), req, resp, nil)
+	}
+	const spawn, enroll = sutrav1.GridMaster_SpawnNode_FullMethodName, sutrav1.GridMaster_Enroll_FullMethodName
+	call(known, spawn, &sutrav1.SpawnNodeRequest{Port: 5000, MemoryLimitMb: 64, StoragePath: "x" + strings.Repeat("é", maxAudited), Profile: token.Encode()}, nil, Errorf(AgentFull, "full"))
+	call(known, sutrav1.GridMaster_CreateToken_FullMethodName, &sutrav1.CreateTokenRequest{Ttl: durationpb.New(time.Hour), Role: sutrav1.Role_ROLE_VIEWER}, &sutrav1.CreateTokenResponse{Secret: token.Encode()}, nil)
+	call(stranger, enroll, &sutrav1.EnrollRequest{TokenId: "t1", Name: "a1"}, &sutrav1.EnrollResponse{}, nil)
+	// What isn't among it.
+	a.call(known, sutrav1.GridMaster_ListNodes_FullMethodName, start, &sutrav1.ListNodesRequest{}, nil, nil)
+	a.call(known, spawn, start, &sutrav1.SpawnNodeRequest{}, nil, Errorf(PermissionDenied, "no"))
+	a.call(stranger, enroll, start, &sutrav1.EnrollRequest{}, nil, Invalid(Violation{"name", "is bad"}))
+	a.call(stranger, spawn, start, &sutrav1.SpawnNodeRequest{}, nil, Errorf(Unauthenticated, "who?"))
+
+	lines := records(t, filepath.Join(dir, auditFile))
+	if len(lines) != calls || len(published) != calls {
+		t.Fatalf("of %d calls %d are on record, and %d are published", calls, len(lines), len(published))
+	}
+	for i, e := range published {
+		if _, err := proto.Marshal(e); err != nil {
+			t.Errorf("event %d can't be sent: %v", i, err)
+		}
+		c := e.GetCall()
+		if c.GetTook().AsDuration() < 1234567*time.Microsecond {
+			t.Errorf("%s took %v", c.GetMethod(), c.GetTook())
+		}
+		what := map[string]any{}
+		if of, ok := lines[i]["what"].(map[string]any); ok {
+			what = of
+		}
+		for field, value := range c.GetWhat() {
+			if fmt.Sprint(what[field]) != value {
+				t.Errorf("%s has %s %q in an event, and on record %v", c.GetMethod(), field, value, what[field])
+			}
+		}
+		said := fmt.Sprint(c.GetWho(), c.GetRole(), c.GetFrom(), c.GetMethod(), len(c.GetWhat()), c.GetCode(), c.GetReason(),
+			c.GetBeganAt().AsTime().Format(time.RFC3339Nano), float64(c.GetTook().AsDuration().Microseconds())/1000)
+		of := func(key string) any {
+			if value := lines[i][key]; value != nil {
+				return value
+			}
+			return ""
+		}
+		if line := fmt.Sprint(of("who"), of("role"), of("from"), of("method"), len(what), of("code"), of("reason"), of("time"), of("took_ms")); said != line {
+			t.Errorf("the event is\n%s\nand on record is\n%s", said, line)
+		}
+		if strings.Contains(fmt.Sprint(e), token.Encode()) || strings.Contains(fmt.Sprint(e), "secret:") {
+			t.Errorf("an event has a secret: %v", e)
+		}
+	}
+	if cut := published[calls-3].GetCall().GetWhat()["storage_path"]; len(cut) > maxAudited+4 || !utf8.ValidString(cut) {
+		t.Errorf("a text of %d bytes", len(cut))
 	}
 }
 

@@ -98,7 +98,7 @@ var mayCall = map[string]string{
 	"/sutra.v1.GridMaster/RestartNode": "operator admin", "/sutra.v1.GridMaster/RemoveNode": "operator admin",
 	"/sutra.v1.GridMaster/GetNodeStatus": "viewer operator admin", "/sutra.v1.GridMaster/ListNodes": "viewer operator admin",
 	"/sutra.v1.GridMaster/ListAgents": "viewer operator admin", "/sutra.v1.GridMaster/GetClusterStatus": "viewer operator admin",
-	"/sutra.v1.GridMaster/TailLogs": "viewer operator admin",
+	"/sutra.v1.GridMaster/TailLogs": "viewer operator admin", "/sutra.v1.GridMaster/WatchEvents": "viewer operator admin",
 	"/sutra.v1.GridAgent/SpawnNode": "master", "/sutra.v1.GridAgent/StopNode": "master", "/sutra.v1.GridAgent/RestartNode": "master",
 	"/sutra.v1.GridAgent/GetNodeStatus": "master", "/sutra.v1.GridAgent/ListNodes": "master", "/sutra.v1.GridAgent/TailLogs": "master",
 }

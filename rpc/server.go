@@ -37,8 +37,8 @@ const (
 	maxHeaders = 16 << 10
 	// maxStreams is how many calls one connection may have at once. A master has one to each agent, for all of its callers.
 	maxStreams = 4096
-	// maxStreamsOfOne is how many streams, logs that are followed, one identity may have, over all of its connections. Each is
-	// one of those that the master has to an agent.
+	// maxStreamsOfOne is how many streams, logs or events that are followed, one identity may have, over all of its connections.
+	// Each log is one of those that the master has to an agent.
 	maxStreamsOfOne = 256
 )
 

@@ -159,7 +159,7 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 		return err
 	}
 	a.nodes.Collect(a.registry)
-	if a.audit, err = rpc.OpenAudit(dir, a.cfg.Log); err != nil {
+	if a.audit, err = rpc.OpenAudit(dir, a.cfg.Log, nil); err != nil {
 		return err
 	}
 	if a.cfg.Insecure == rpc.Secure {

@@ -46,7 +46,7 @@ func Flags() []cli.Flag {
 		InsecureFlag(category),
 		&cli.DurationFlag{
 			Name: "timeout", Category: category, DefaultText: "each call's own",
-			Usage: "`LIMIT` of each call, retries included, for example 3s, of a log until it begins to come; one longer than the call's own changes nothing",
+			Usage: "`LIMIT` of each call, retries included, for example 3s, of logs and events until they begin to come; one longer than the call's own changes nothing",
 		},
 	}
 }
@@ -125,7 +125,7 @@ type client struct {
 func (c *client) commands() []*cli.Command {
 	all := []*cli.Command{
 		c.spawnCommand(), c.stopCommand(), c.restartCommand(), c.removeCommand(), c.statusCommand(),
-		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.logsCommand(), c.smokeCommand(),
+		c.nodeStatusCommand(), c.listAgentsCommand(), c.listNodesCommand(), c.logsCommand(), c.eventsCommand(), c.smokeCommand(),
 		c.agentsCommand(), c.usersCommand(), c.listBansCommand(), c.tokenCommand(), c.loginCommand(), c.caCommand(),
 	}
 	shared(all)

@@ -49,6 +49,7 @@ type fakeMaster struct {
 	onBanUser    func(*sutrav1.BanUserRequest) (*sutrav1.BanUserResponse, error)
 	onListBans   func() (*sutrav1.ListBansResponse, error)
 	onLogs       func(*sutrav1.TailLogsRequest, grpc.ServerStreamingServer[sutrav1.TailLogsResponse]) error
+	onEvents     func(*sutrav1.WatchEventsRequest, grpc.ServerStreamingServer[sutrav1.WatchEventsResponse]) error
 
 	mu   sync.Mutex // guards seen
 	seen []proto.Message
@@ -146,6 +147,13 @@ func (f *fakeMaster) TailLogs(r *sutrav1.TailLogsRequest, stream grpc.ServerStre
 		return err
 	}
 	return f.onLogs(r, stream)
+}
+
+func (f *fakeMaster) WatchEvents(r *sutrav1.WatchEventsRequest, stream grpc.ServerStreamingServer[sutrav1.WatchEventsResponse]) error {
+	if err := f.note(r, f.onEvents != nil); err != nil {
+		return err
+	}
+	return f.onEvents(r, stream)
 }
 
 func listen(t *testing.T) net.Listener {

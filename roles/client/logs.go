@@ -8,24 +8,12 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
-	"time"
 	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
 	"github.com/sutra-grid/sutra/rpc"
-)
-
-const (
-	// masterAway is how long a log is followed without a master; masterPause is the wait between two tries to reach it.
-	masterAway  = 30 * time.Second
-	masterPause = 250 * time.Millisecond
-	// clockSkew is how much the clock of a host where somebody looked up a time may be ahead of this one's.
-	clockSkew = time.Minute
 )
 
 func (c *client) logsCommand() *cli.Command {
@@ -69,33 +57,10 @@ func logs(cctx *cli.Context, s *session) error {
 		return err
 	}
 	if !run.rest.GetFollow() {
-		return run.once(cctx.Context)
+		_, err := run.once(cctx.Context)
+		return err
 	}
-	return run.follow(cctx.Context)
-}
-
-// moment is the time that --since means; nil where it isn't given.
-func (s *session) moment(since string) (*timestamppb.Timestamp, error) {
-	if since == "" {
-		return nil, nil
-	}
-	at, err := time.Parse(time.RFC3339, since)
-	if ago, notDuration := time.ParseDuration(since); notDuration == nil {
-		at, err = s.now().Add(-ago), nil
-	}
-	switch {
-	case err != nil:
-		return nil, &UsageError{
-			Message: fmt.Sprintf("--since %q is neither a duration nor a time", since),
-			Hint:    "write a duration such as 90s, 10m or 2h, or a time such as 2026-03-01T12:00:00Z",
-		}
-	case at.After(s.now().Add(clockSkew)):
-		return nil, &UsageError{
-			Message: fmt.Sprintf("--since %q lies in the future: nothing is written yet that is so new", since),
-			Hint:    "write how far to go back, such as 90s, 10m or 2h, or a time that has passed, such as 2026-03-01T12:00:00Z",
-		}
-	}
-	return timestamppb.New(at), nil
+	return s.follow(cctx.Context, run.once)
 }
 
 // logRun prints one node's log.
@@ -104,73 +69,27 @@ type logRun struct {
 	id string
 	// rest is what isn't printed yet.
 	rest *sutrav1.LogRange
-	// answered: the master sent something in the stream that is under way.
-	answered bool
 }
-
-// follow prints until the node's end, and goes on where a master that was away is back, and with a renewed certificate where
-// the one that it had has ended. To interrupt it is its usual end.
-func (r *logRun) follow(ctx context.Context) error {
-	keeping, stop := context.WithCancel(ctx)
-	var kept sync.WaitGroup
-	kept.Go(func() { r.keep(keeping) })
-	defer kept.Wait()
-	defer stop()
-	var away time.Time // since when; zero where it isn't
-	for began := false; ; {
-		r.answered = false
-		err := r.once(ctx)
-		began = began || r.answered
-		if r.answered {
-			away = time.Time{}
-		}
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case rpc.ReasonOf(err) == rpc.CertificateExpired:
-		case err == nil, !began, rpc.AsError(err).Code() != codes.Unavailable && !hangs(err):
-			return err
-		case away.IsZero():
-			away = r.now()
-			r.tell("waiting for the master: %s", clean(err.Error()))
-		case r.now().Sub(away) >= masterAway:
-			return err
-		}
-		timer := time.NewTimer(masterPause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-timer.C:
-		}
-		if err := r.redial(ctx, renewalDue); err != nil { // with an identity that may have been renewed meanwhile
-			return err
-		}
-	}
-}
-
-// hangs tells whether it is the master that doesn't answer.
-func hangs(err error) bool { return rpc.Unanswered(err) && rpc.ReasonOf(err) == rpc.TimedOut }
 
 // once prints what one stream brings.
-func (r *logRun) once(ctx context.Context) error {
+func (r *logRun) once(ctx context.Context) (answered bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := r.master.TailLogs(ctx, &sutrav1.TailLogsRequest{NodeId: r.id, Range: r.rest})
 	if err != nil {
-		return r.advise(sutrav1.GridMaster_TailLogs_FullMethodName, rpc.AsError(err))
+		return false, r.advise(sutrav1.GridMaster_TailLogs_FullMethodName, rpc.AsError(err))
 	}
 	for {
 		got, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return answered, nil
 		}
 		if err != nil {
-			return r.advise(sutrav1.GridMaster_TailLogs_FullMethodName, rpc.AsError(err))
+			return answered, r.advise(sutrav1.GridMaster_TailLogs_FullMethodName, rpc.AsError(err))
 		}
-		r.answered = true
+		answered = true
 		if err := r.print(got); err != nil {
-			return err
+			return answered, err
 		}
 		if c := got.GetChunk(); c != nil {
 			r.rest = &sutrav1.LogRange{Follow: r.rest.GetFollow(), Position: c.GetPosition()}

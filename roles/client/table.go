@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -72,8 +73,11 @@ func header(names ...string) table {
 // add adds a row; an empty cell reads "-", so that every row has as many words as the header.
 func (t *table) add(cells ...cell) { *t = append(*t, cells) }
 
-func (t table) render(color bool) string {
-	var widths []int
+func (t table) render(color bool) string { return t.renderWithin(nil, color) }
+
+// renderWithin has columns of some widths at least, so that the rows of several tables stand below each other.
+func (t table) renderWithin(least []int, color bool) string {
+	widths := slices.Clone(least)
 	for _, row := range t {
 		for i := range row {
 			if row[i].text = clean(row[i].text); row[i].text == "" {

@@ -19,6 +19,7 @@ import (
 	"github.com/sutra-grid/sutra/config"
 	"github.com/sutra-grid/sutra/health"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/roles/master/events"
 	"github.com/sutra-grid/sutra/roles/master/reconcile"
 	"github.com/sutra-grid/sutra/roles/master/registry"
 	"github.com/sutra-grid/sutra/roles/master/store"
@@ -88,8 +89,8 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load what is wanted: %w", orClose(err, st))
 	}
-	started := time.Now()
-	m := &Master{cfg: cfg, metrics: prometheus.NewRegistry(), store: st, registry: registry.New(cfg.Thresholds)}
+	started, hub := time.Now(), events.New()
+	m := &Master{cfg: cfg, metrics: prometheus.NewRegistry(), store: st, registry: registry.New(cfg.Thresholds, hub.Publish)}
 	m.registry.Load(state.Agents, state.Nodes, state.Tombstones, started)
 
 	m.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -98,12 +99,12 @@ func New(ctx context.Context, cfg Config) (*Master, error) {
 	if err != nil {
 		return nil, orClose(err, st)
 	}
-	if m.audit, err = rpc.OpenAudit(filepath.Join(cfg.Home, "master"), cfg.Log); err != nil {
+	if m.audit, err = rpc.OpenAudit(filepath.Join(cfg.Home, "master"), cfg.Log, hub.Publish); err != nil {
 		return nil, orClose(err, st)
 	}
 	m.pool = rpc.NewPool(rpc.Held(m.identity), m.rpc)
 	m.service = &service{
-		store: st, registry: m.registry, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
+		store: st, registry: m.registry, events: hub, pool: m.pool, metrics: newMetrics(m.metrics, m.registry),
 		thresholds: cfg.Thresholds, version: cfg.Version, started: started, access: admittance, identity: m.identity, anew: m.anew, log: cfg.Log,
 		leaveAdmin: func() error { return m.leaveAdmin(admittance) },
 	}

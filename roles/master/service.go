@@ -13,6 +13,7 @@ import (
 	"github.com/sutra-grid/sutra/config"
 	"github.com/sutra-grid/sutra/health"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/roles/master/events"
 	"github.com/sutra-grid/sutra/roles/master/registry"
 	"github.com/sutra-grid/sutra/roles/master/store"
 	"github.com/sutra-grid/sutra/rpc"
@@ -24,6 +25,7 @@ type service struct {
 	sutrav1.UnimplementedGridMasterServer
 	store      *store.Store
 	registry   *registry.Registry
+	events     *events.Hub
 	pool       *rpc.Pool
 	metrics    *metrics
 	thresholds health.Thresholds

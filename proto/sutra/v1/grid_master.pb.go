@@ -3051,6 +3051,224 @@ func (x *TailLogsResponse) GetNotice() string {
 	return ""
 }
 
+type WatchEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only what came after it, if anything has; unset: all that is known.
+	After *EventPosition `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	// Go on with what happens from then on.
+	Follow bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Nothing that happened longer ago, by the master's clock; unset: all that is known. Without meaning beside after.
+	Since         *durationpb.Duration `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsRequest) Reset() {
+	*x = WatchEventsRequest{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsRequest) ProtoMessage() {}
+
+func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
+func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *WatchEventsRequest) GetAfter() *EventPosition {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *WatchEventsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *WatchEventsRequest) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type WatchEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*WatchEventsResponse_Begin
+	//	*WatchEventsResponse_Event
+	//	*WatchEventsResponse_Missed
+	Message       isWatchEventsResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsResponse) Reset() {
+	*x = WatchEventsResponse{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsResponse) ProtoMessage() {}
+
+func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
+func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *WatchEventsResponse) GetMessage() isWatchEventsResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetBegin() *EventPosition {
+	if x != nil {
+		if x, ok := x.Message.(*WatchEventsResponse_Begin); ok {
+			return x.Begin
+		}
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetEvent() *Event {
+	if x != nil {
+		if x, ok := x.Message.(*WatchEventsResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetMissed() *EventsMissed {
+	if x != nil {
+		if x, ok := x.Message.(*WatchEventsResponse_Missed); ok {
+			return x.Missed
+		}
+	}
+	return nil
+}
+
+type isWatchEventsResponse_Message interface {
+	isWatchEventsResponse_Message()
+}
+
+type WatchEventsResponse_Begin struct {
+	// The first message of each stream: where it begins, as another request's after.
+	Begin *EventPosition `protobuf:"bytes,1,opt,name=begin,proto3,oneof"`
+}
+
+type WatchEventsResponse_Event struct {
+	Event *Event `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
+}
+
+type WatchEventsResponse_Missed struct {
+	// What isn't known any more of what was asked for, before what follows.
+	Missed *EventsMissed `protobuf:"bytes,3,opt,name=missed,proto3,oneof"`
+}
+
+func (*WatchEventsResponse_Begin) isWatchEventsResponse_Message() {}
+
+func (*WatchEventsResponse_Event) isWatchEventsResponse_Message() {}
+
+func (*WatchEventsResponse_Missed) isWatchEventsResponse_Message() {}
+
+// EventsMissed says that events are missing.
+type EventsMissed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many of this run's. Of a request with since it is at most so many: nobody knows how old they were.
+	Count uint64 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	// The master has started since: of what happened before nothing is known, not even how much it was.
+	Restarted     bool `protobuf:"varint,2,opt,name=restarted,proto3" json:"restarted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventsMissed) Reset() {
+	*x = EventsMissed{}
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventsMissed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventsMissed) ProtoMessage() {}
+
+func (x *EventsMissed) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_grid_master_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventsMissed.ProtoReflect.Descriptor instead.
+func (*EventsMissed) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *EventsMissed) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *EventsMissed) GetRestarted() bool {
+	if x != nil {
+		return x.Restarted
+	}
+	return false
+}
+
 var File_sutra_v1_grid_master_proto protoreflect.FileDescriptor
 
 const file_sutra_v1_grid_master_proto_rawDesc = "" +
@@ -3239,7 +3457,19 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x05range\x18\x02 \x01(\v2\x12.sutra.v1.LogRangeR\x05range\"T\n" +
 	"\x10TailLogsResponse\x12(\n" +
 	"\x05chunk\x18\x01 \x01(\v2\x12.sutra.v1.LogChunkR\x05chunk\x12\x16\n" +
-	"\x06notice\x18\x02 \x01(\tR\x06notice*D\n" +
+	"\x06notice\x18\x02 \x01(\tR\x06notice\"\x8c\x01\n" +
+	"\x12WatchEventsRequest\x12-\n" +
+	"\x05after\x18\x01 \x01(\v2\x17.sutra.v1.EventPositionR\x05after\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12/\n" +
+	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\"\xac\x01\n" +
+	"\x13WatchEventsResponse\x12/\n" +
+	"\x05begin\x18\x01 \x01(\v2\x17.sutra.v1.EventPositionH\x00R\x05begin\x12'\n" +
+	"\x05event\x18\x02 \x01(\v2\x0f.sutra.v1.EventH\x00R\x05event\x120\n" +
+	"\x06missed\x18\x03 \x01(\v2\x16.sutra.v1.EventsMissedH\x00R\x06missedB\t\n" +
+	"\amessage\"B\n" +
+	"\fEventsMissed\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x1c\n" +
+	"\trestarted\x18\x02 \x01(\bR\trestarted*D\n" +
 	"\x06Source\x12\x16\n" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSOURCE_LIVE\x10\x01\x12\x11\n" +
@@ -3248,7 +3478,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xe6\x11\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xc3\x12\n" +
 	"\n" +
 	"GridMaster\x12a\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\x0f\xca\xf3\x18\v\n" +
@@ -3305,6 +3535,8 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x10GetClusterStatus\x12!.sutra.v1.GetClusterStatusRequest\x1a\".sutra.v1.GetClusterStatusResponse\"\x0f\xca\xf3\x18\v\n" +
 	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12R\n" +
 	"\bTailLogs\x12\x19.sutra.v1.TailLogsRequest\x1a\x1a.sutra.v1.TailLogsResponse\"\r\xca\xf3\x18\t\n" +
+	"\x02\b\a\x1a\x03\x01\x02\x030\x01\x12[\n" +
+	"\vWatchEvents\x12\x1c.sutra.v1.WatchEventsRequest\x1a\x1d.sutra.v1.WatchEventsResponse\"\r\xca\xf3\x18\t\n" +
 	"\x02\b\a\x1a\x03\x01\x02\x030\x01B4Z2github.com/sutra-grid/sutra/proto/sutra/v1;sutrav1b\x06proto3"
 
 var (
@@ -3320,7 +3552,7 @@ func file_sutra_v1_grid_master_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_grid_master_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_sutra_v1_grid_master_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(Source)(0),                      // 0: sutra.v1.Source
 	(ClusterHealth)(0),               // 1: sutra.v1.ClusterHealth
@@ -3379,117 +3611,129 @@ var file_sutra_v1_grid_master_proto_goTypes = []any{
 	(*GetClusterStatusResponse)(nil), // 54: sutra.v1.GetClusterStatusResponse
 	(*TailLogsRequest)(nil),          // 55: sutra.v1.TailLogsRequest
 	(*TailLogsResponse)(nil),         // 56: sutra.v1.TailLogsResponse
-	nil,                              // 57: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	nil,                              // 58: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	(Role)(0),                        // 59: sutra.v1.Role
-	(*durationpb.Duration)(nil),      // 60: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 61: google.protobuf.Timestamp
-	(*BanRecord)(nil),                // 62: sutra.v1.BanRecord
-	(*Agent)(nil),                    // 63: sutra.v1.Agent
-	(*Node)(nil),                     // 64: sutra.v1.Node
-	(*Usage)(nil),                    // 65: sutra.v1.Usage
-	(*LogRange)(nil),                 // 66: sutra.v1.LogRange
-	(*LogChunk)(nil),                 // 67: sutra.v1.LogChunk
+	(*WatchEventsRequest)(nil),       // 57: sutra.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 58: sutra.v1.WatchEventsResponse
+	(*EventsMissed)(nil),             // 59: sutra.v1.EventsMissed
+	nil,                              // 60: sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	nil,                              // 61: sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	(Role)(0),                        // 62: sutra.v1.Role
+	(*durationpb.Duration)(nil),      // 63: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 64: google.protobuf.Timestamp
+	(*BanRecord)(nil),                // 65: sutra.v1.BanRecord
+	(*Agent)(nil),                    // 66: sutra.v1.Agent
+	(*Node)(nil),                     // 67: sutra.v1.Node
+	(*Usage)(nil),                    // 68: sutra.v1.Usage
+	(*LogRange)(nil),                 // 69: sutra.v1.LogRange
+	(*LogChunk)(nil),                 // 70: sutra.v1.LogChunk
+	(*EventPosition)(nil),            // 71: sutra.v1.EventPosition
+	(*Event)(nil),                    // 72: sutra.v1.Event
 }
 var file_sutra_v1_grid_master_proto_depIdxs = []int32{
-	59, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
+	62, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
 	4,  // 1: sutra.v1.EnrollResponse.certificates:type_name -> sutra.v1.Certificates
 	4,  // 2: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
-	60, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	59, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
+	63, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	62, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
 	9,  // 5: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
-	59, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
-	61, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	61, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	62, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
+	64, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	64, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
-	62, // 10: sutra.v1.ListBansResponse.bans:type_name -> sutra.v1.BanRecord
+	65, // 10: sutra.v1.ListBansResponse.bans:type_name -> sutra.v1.BanRecord
 	25, // 11: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
-	61, // 12: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
-	61, // 13: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
-	61, // 14: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
-	61, // 15: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
+	64, // 12: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
+	64, // 13: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
+	64, // 14: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
+	64, // 15: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
 	24, // 16: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
 	24, // 17: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
 	24, // 18: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	63, // 19: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	64, // 20: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	60, // 21: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	64, // 22: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	66, // 19: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	67, // 20: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	63, // 21: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	67, // 22: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
 	35, // 23: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
-	65, // 24: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
-	64, // 25: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	64, // 26: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	64, // 27: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
-	64, // 28: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	68, // 24: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	67, // 25: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	67, // 26: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	67, // 27: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	67, // 28: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
 	0,  // 29: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	61, // 30: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	64, // 31: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	63, // 32: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	64, // 30: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	67, // 31: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	66, // 32: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
 	1,  // 33: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	61, // 34: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	57, // 35: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	58, // 36: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	61, // 37: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
-	61, // 38: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	61, // 39: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
-	61, // 40: sutra.v1.GetClusterStatusResponse.agent_certificate_expires_at:type_name -> google.protobuf.Timestamp
-	66, // 41: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	67, // 42: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	32, // 43: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	34, // 44: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	37, // 45: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 46: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 47: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 48: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 49: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 50: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 51: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 52: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	18, // 53: sutra.v1.GridMaster.BanUser:input_type -> sutra.v1.BanUserRequest
-	20, // 54: sutra.v1.GridMaster.UnbanUser:input_type -> sutra.v1.UnbanUserRequest
-	22, // 55: sutra.v1.GridMaster.ListBans:input_type -> sutra.v1.ListBansRequest
-	26, // 56: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
-	28, // 57: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
-	30, // 58: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
-	39, // 59: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	41, // 60: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	43, // 61: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	45, // 62: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	47, // 63: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	49, // 64: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	51, // 65: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	53, // 66: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	55, // 67: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	33, // 68: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	36, // 69: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	38, // 70: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 71: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 72: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 73: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 74: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 75: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 76: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 77: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	19, // 78: sutra.v1.GridMaster.BanUser:output_type -> sutra.v1.BanUserResponse
-	21, // 79: sutra.v1.GridMaster.UnbanUser:output_type -> sutra.v1.UnbanUserResponse
-	23, // 80: sutra.v1.GridMaster.ListBans:output_type -> sutra.v1.ListBansResponse
-	27, // 81: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
-	29, // 82: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
-	31, // 83: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
-	40, // 84: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	42, // 85: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	44, // 86: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	46, // 87: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	48, // 88: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	50, // 89: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	52, // 90: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	54, // 91: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	56, // 92: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	68, // [68:93] is the sub-list for method output_type
-	43, // [43:68] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	64, // 34: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	60, // 35: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	61, // 36: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	64, // 37: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
+	64, // 38: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	64, // 39: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
+	64, // 40: sutra.v1.GetClusterStatusResponse.agent_certificate_expires_at:type_name -> google.protobuf.Timestamp
+	69, // 41: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	70, // 42: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	71, // 43: sutra.v1.WatchEventsRequest.after:type_name -> sutra.v1.EventPosition
+	63, // 44: sutra.v1.WatchEventsRequest.since:type_name -> google.protobuf.Duration
+	71, // 45: sutra.v1.WatchEventsResponse.begin:type_name -> sutra.v1.EventPosition
+	72, // 46: sutra.v1.WatchEventsResponse.event:type_name -> sutra.v1.Event
+	59, // 47: sutra.v1.WatchEventsResponse.missed:type_name -> sutra.v1.EventsMissed
+	32, // 48: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	34, // 49: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	37, // 50: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 51: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 52: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 53: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 54: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 55: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 56: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 57: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	18, // 58: sutra.v1.GridMaster.BanUser:input_type -> sutra.v1.BanUserRequest
+	20, // 59: sutra.v1.GridMaster.UnbanUser:input_type -> sutra.v1.UnbanUserRequest
+	22, // 60: sutra.v1.GridMaster.ListBans:input_type -> sutra.v1.ListBansRequest
+	26, // 61: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
+	28, // 62: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
+	30, // 63: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
+	39, // 64: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	41, // 65: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	43, // 66: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	45, // 67: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	47, // 68: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	49, // 69: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	51, // 70: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	53, // 71: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	55, // 72: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	57, // 73: sutra.v1.GridMaster.WatchEvents:input_type -> sutra.v1.WatchEventsRequest
+	33, // 74: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	36, // 75: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	38, // 76: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 77: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 78: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 79: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 80: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 81: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 82: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 83: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	19, // 84: sutra.v1.GridMaster.BanUser:output_type -> sutra.v1.BanUserResponse
+	21, // 85: sutra.v1.GridMaster.UnbanUser:output_type -> sutra.v1.UnbanUserResponse
+	23, // 86: sutra.v1.GridMaster.ListBans:output_type -> sutra.v1.ListBansResponse
+	27, // 87: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
+	29, // 88: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
+	31, // 89: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
+	40, // 90: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	42, // 91: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	44, // 92: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	46, // 93: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	48, // 94: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	50, // 95: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	52, // 96: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	54, // 97: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	56, // 98: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	58, // 99: sutra.v1.GridMaster.WatchEvents:output_type -> sutra.v1.WatchEventsResponse
+	74, // [74:100] is the sub-list for method output_type
+	48, // [48:74] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }
@@ -3499,13 +3743,18 @@ func file_sutra_v1_grid_master_proto_init() {
 	}
 	file_sutra_v1_model_proto_init()
 	file_sutra_v1_policy_proto_init()
+	file_sutra_v1_grid_master_proto_msgTypes[56].OneofWrappers = []any{
+		(*WatchEventsResponse_Begin)(nil),
+		(*WatchEventsResponse_Event)(nil),
+		(*WatchEventsResponse_Missed)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_grid_master_proto_rawDesc), len(file_sutra_v1_grid_master_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   57,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

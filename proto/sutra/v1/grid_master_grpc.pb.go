@@ -44,6 +44,7 @@ const (
 	GridMaster_ListAgents_FullMethodName       = "/sutra.v1.GridMaster/ListAgents"
 	GridMaster_GetClusterStatus_FullMethodName = "/sutra.v1.GridMaster/GetClusterStatus"
 	GridMaster_TailLogs_FullMethodName         = "/sutra.v1.GridMaster/TailLogs"
+	GridMaster_WatchEvents_FullMethodName      = "/sutra.v1.GridMaster/WatchEvents"
 )
 
 // GridMasterClient is the client API for GridMaster service.
@@ -110,6 +111,8 @@ type GridMasterClient interface {
 	GetClusterStatus(ctx context.Context, in *GetClusterStatusRequest, opts ...grpc.CallOption) (*GetClusterStatusResponse, error)
 	// TailLogs streams what a node wrote to stdout and stderr, from whichever host it is on.
 	TailLogs(ctx context.Context, in *TailLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailLogsResponse], error)
+	// WatchEvents streams what happens in the grid, in order, and what the master still knows of what happened before.
+	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
 }
 
 type gridMasterClient struct {
@@ -379,6 +382,25 @@ func (c *gridMasterClient) TailLogs(ctx context.Context, in *TailLogsRequest, op
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type GridMaster_TailLogsClient = grpc.ServerStreamingClient[TailLogsResponse]
 
+func (c *gridMasterClient) WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &GridMaster_ServiceDesc.Streams[1], GridMaster_WatchEvents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchEventsRequest, WatchEventsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type GridMaster_WatchEventsClient = grpc.ServerStreamingClient[WatchEventsResponse]
+
 // GridMasterServer is the server API for GridMaster service.
 // All implementations must embed UnimplementedGridMasterServer
 // for forward compatibility.
@@ -443,6 +465,8 @@ type GridMasterServer interface {
 	GetClusterStatus(context.Context, *GetClusterStatusRequest) (*GetClusterStatusResponse, error)
 	// TailLogs streams what a node wrote to stdout and stderr, from whichever host it is on.
 	TailLogs(*TailLogsRequest, grpc.ServerStreamingServer[TailLogsResponse]) error
+	// WatchEvents streams what happens in the grid, in order, and what the master still knows of what happened before.
+	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error
 	mustEmbedUnimplementedGridMasterServer()
 }
 
@@ -527,6 +551,9 @@ func (UnimplementedGridMasterServer) GetClusterStatus(context.Context, *GetClust
 }
 func (UnimplementedGridMasterServer) TailLogs(*TailLogsRequest, grpc.ServerStreamingServer[TailLogsResponse]) error {
 	return status.Error(codes.Unimplemented, "method TailLogs not implemented")
+}
+func (UnimplementedGridMasterServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
 }
 func (UnimplementedGridMasterServer) mustEmbedUnimplementedGridMasterServer() {}
 func (UnimplementedGridMasterServer) testEmbeddedByValue()                    {}
@@ -992,6 +1019,17 @@ func _GridMaster_TailLogs_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type GridMaster_TailLogsServer = grpc.ServerStreamingServer[TailLogsResponse]
 
+func _GridMaster_WatchEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchEventsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(GridMasterServer).WatchEvents(m, &grpc.GenericServerStream[WatchEventsRequest, WatchEventsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type GridMaster_WatchEventsServer = grpc.ServerStreamingServer[WatchEventsResponse]
+
 // GridMaster_ServiceDesc is the grpc.ServiceDesc for GridMaster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1100,6 +1138,11 @@ var GridMaster_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "TailLogs",
 			Handler:       _GridMaster_TailLogs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchEvents",
+			Handler:       _GridMaster_WatchEvents_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -1520,6 +1520,459 @@ func (x *BanRecord) GetUser() string {
 	return ""
 }
 
+// Event is something that happened in the grid. A master remembers the last few thousand of its own run; what is to be
+// kept of calls is in its record of calls.
+type Event struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the master learned of it, by its clock.
+	Time     *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	Position *EventPosition         `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"`
+	// Types that are valid to be assigned to About:
+	//
+	//	*Event_Call
+	//	*Event_Agent
+	//	*Event_Node
+	About         isEvent_About `protobuf_oneof:"about"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_sutra_v1_model_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Event) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Event) GetPosition() *EventPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *Event) GetAbout() isEvent_About {
+	if x != nil {
+		return x.About
+	}
+	return nil
+}
+
+func (x *Event) GetCall() *CallEvent {
+	if x != nil {
+		if x, ok := x.About.(*Event_Call); ok {
+			return x.Call
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetAgent() *AgentEvent {
+	if x != nil {
+		if x, ok := x.About.(*Event_Agent); ok {
+			return x.Agent
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetNode() *NodeEvent {
+	if x != nil {
+		if x, ok := x.About.(*Event_Node); ok {
+			return x.Node
+		}
+	}
+	return nil
+}
+
+type isEvent_About interface {
+	isEvent_About()
+}
+
+type Event_Call struct {
+	Call *CallEvent `protobuf:"bytes,3,opt,name=call,proto3,oneof"`
+}
+
+type Event_Agent struct {
+	Agent *AgentEvent `protobuf:"bytes,4,opt,name=agent,proto3,oneof"`
+}
+
+type Event_Node struct {
+	Node *NodeEvent `protobuf:"bytes,5,opt,name=node,proto3,oneof"`
+}
+
+func (*Event_Call) isEvent_About() {}
+
+func (*Event_Agent) isEvent_About() {}
+
+func (*Event_Node) isEvent_About() {}
+
+// EventPosition is an event's place among those of one run of a master.
+type EventPosition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Drawn at random at each start of a master.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Counts the run's events, from 1 on.
+	Sequence      uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventPosition) Reset() {
+	*x = EventPosition{}
+	mi := &file_sutra_v1_model_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventPosition) ProtoMessage() {}
+
+func (x *EventPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventPosition.ProtoReflect.Descriptor instead.
+func (*EventPosition) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *EventPosition) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *EventPosition) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+// CallEvent is a call that changed something or was to, and that wasn't refused for who made it: the very facts that are
+// on record.
+type CallEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For example "user anna".
+	Who string `protobuf:"bytes,1,opt,name=who,proto3" json:"who,omitempty"`
+	// For example "operator"; empty where nobody is known.
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	From string `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	// For example "SpawnNode".
+	Method string `protobuf:"bytes,4,opt,name=method,proto3" json:"method,omitempty"`
+	// Ids and sizes of the request and of the answer, by field. It has no secrets.
+	What map[string]string `protobuf:"bytes,5,rep,name=what,proto3" json:"what,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// gRPC's code, for example "OK" or "NotFound", and the grid's own reason of an error.
+	Code          string                 `protobuf:"bytes,6,opt,name=code,proto3" json:"code,omitempty"`
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	BeganAt       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=began_at,json=beganAt,proto3" json:"began_at,omitempty"`
+	Took          *durationpb.Duration   `protobuf:"bytes,9,opt,name=took,proto3" json:"took,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallEvent) Reset() {
+	*x = CallEvent{}
+	mi := &file_sutra_v1_model_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallEvent) ProtoMessage() {}
+
+func (x *CallEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallEvent.ProtoReflect.Descriptor instead.
+func (*CallEvent) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CallEvent) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *CallEvent) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *CallEvent) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *CallEvent) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *CallEvent) GetWhat() map[string]string {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *CallEvent) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *CallEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CallEvent) GetBeganAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BeganAt
+	}
+	return nil
+}
+
+func (x *CallEvent) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+// AgentEvent is a change of an agent's health.
+type AgentEvent struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	AgentId string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	From    AgentHealth            `protobuf:"varint,2,opt,name=from,proto3,enum=sutra.v1.AgentHealth" json:"from,omitempty"`
+	To      AgentHealth            `protobuf:"varint,3,opt,name=to,proto3,enum=sutra.v1.AgentHealth" json:"to,omitempty"`
+	// For people.
+	Why           string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentEvent) Reset() {
+	*x = AgentEvent{}
+	mi := &file_sutra_v1_model_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentEvent) ProtoMessage() {}
+
+func (x *AgentEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentEvent.ProtoReflect.Descriptor instead.
+func (*AgentEvent) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AgentEvent) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *AgentEvent) GetFrom() AgentHealth {
+	if x != nil {
+		return x.From
+	}
+	return AgentHealth_AGENT_HEALTH_UNSPECIFIED
+}
+
+func (x *AgentEvent) GetTo() AgentHealth {
+	if x != nil {
+		return x.To
+	}
+	return AgentHealth_AGENT_HEALTH_UNSPECIFIED
+}
+
+func (x *AgentEvent) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+// NodeEvent is a change of a node's phase, as far as its agent told of it: while that is silent there is none. One from
+// PHASE_RUNNING to PHASE_RUNNING is a new process, between which and the last one nothing was told.
+type NodeEvent struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	NodeId  string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	AgentId string                 `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// PHASE_UNSPECIFIED where nothing was known before.
+	From Phase `protobuf:"varint,3,opt,name=from,proto3,enum=sutra.v1.Phase" json:"from,omitempty"`
+	To   Phase `protobuf:"varint,4,opt,name=to,proto3,enum=sutra.v1.Phase" json:"to,omitempty"`
+	// As the node's; of one that ended without any, how its process did.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Pid           int32  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	RestartCount  uint32 `protobuf:"varint,7,opt,name=restart_count,json=restartCount,proto3" json:"restart_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeEvent) Reset() {
+	*x = NodeEvent{}
+	mi := &file_sutra_v1_model_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeEvent) ProtoMessage() {}
+
+func (x *NodeEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeEvent.ProtoReflect.Descriptor instead.
+func (*NodeEvent) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NodeEvent) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NodeEvent) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *NodeEvent) GetFrom() Phase {
+	if x != nil {
+		return x.From
+	}
+	return Phase_PHASE_UNSPECIFIED
+}
+
+func (x *NodeEvent) GetTo() Phase {
+	if x != nil {
+		return x.To
+	}
+	return Phase_PHASE_UNSPECIFIED
+}
+
+func (x *NodeEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *NodeEvent) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *NodeEvent) GetRestartCount() uint32 {
+	if x != nil {
+		return x.RestartCount
+	}
+	return 0
+}
+
 var File_sutra_v1_model_proto protoreflect.FileDescriptor
 
 const file_sutra_v1_model_proto_rawDesc = "" +
@@ -1661,7 +2114,44 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
 	"\tbanned_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bbannedAt\x12\x1b\n" +
 	"\tbanned_by\x18\x04 \x01(\tR\bbannedBy\x12\x12\n" +
-	"\x04user\x18\x05 \x01(\tR\x04user*\xa7\x01\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\"\xf9\x01\n" +
+	"\x05Event\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x123\n" +
+	"\bposition\x18\x02 \x01(\v2\x17.sutra.v1.EventPositionR\bposition\x12)\n" +
+	"\x04call\x18\x03 \x01(\v2\x13.sutra.v1.CallEventH\x00R\x04call\x12,\n" +
+	"\x05agent\x18\x04 \x01(\v2\x14.sutra.v1.AgentEventH\x00R\x05agent\x12)\n" +
+	"\x04node\x18\x05 \x01(\v2\x13.sutra.v1.NodeEventH\x00R\x04nodeB\a\n" +
+	"\x05about\"B\n" +
+	"\rEventPosition\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\xdb\x02\n" +
+	"\tCallEvent\x12\x10\n" +
+	"\x03who\x18\x01 \x01(\tR\x03who\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x16\n" +
+	"\x06method\x18\x04 \x01(\tR\x06method\x121\n" +
+	"\x04what\x18\x05 \x03(\v2\x1d.sutra.v1.CallEvent.WhatEntryR\x04what\x12\x12\n" +
+	"\x04code\x18\x06 \x01(\tR\x04code\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x125\n" +
+	"\bbegan_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\abeganAt\x12-\n" +
+	"\x04took\x18\t \x01(\v2\x19.google.protobuf.DurationR\x04took\x1a7\n" +
+	"\tWhatEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8b\x01\n" +
+	"\n" +
+	"AgentEvent\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12)\n" +
+	"\x04from\x18\x02 \x01(\x0e2\x15.sutra.v1.AgentHealthR\x04from\x12%\n" +
+	"\x02to\x18\x03 \x01(\x0e2\x15.sutra.v1.AgentHealthR\x02to\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\"\xd4\x01\n" +
+	"\tNodeEvent\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12#\n" +
+	"\x04from\x18\x03 \x01(\x0e2\x0f.sutra.v1.PhaseR\x04from\x12\x1f\n" +
+	"\x02to\x18\x04 \x01(\x0e2\x0f.sutra.v1.PhaseR\x02to\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x10\n" +
+	"\x03pid\x18\x06 \x01(\x05R\x03pid\x12#\n" +
+	"\rrestart_count\x18\a \x01(\rR\frestartCount*\xa7\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePHASE_STARTING\x10\x01\x12\x11\n" +
@@ -1704,7 +2194,7 @@ func file_sutra_v1_model_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_sutra_v1_model_proto_goTypes = []any{
 	(Phase)(0),                    // 0: sutra.v1.Phase
 	(Desired)(0),                  // 1: sutra.v1.Desired
@@ -1721,45 +2211,63 @@ var file_sutra_v1_model_proto_goTypes = []any{
 	(*LogChunk)(nil),              // 12: sutra.v1.LogChunk
 	(*TokenRecord)(nil),           // 13: sutra.v1.TokenRecord
 	(*BanRecord)(nil),             // 14: sutra.v1.BanRecord
-	nil,                           // 15: sutra.v1.Agent.LabelsEntry
-	nil,                           // 16: sutra.v1.ProcessRecord.CgroupsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
-	(Role)(0),                     // 19: sutra.v1.Role
+	(*Event)(nil),                 // 15: sutra.v1.Event
+	(*EventPosition)(nil),         // 16: sutra.v1.EventPosition
+	(*CallEvent)(nil),             // 17: sutra.v1.CallEvent
+	(*AgentEvent)(nil),            // 18: sutra.v1.AgentEvent
+	(*NodeEvent)(nil),             // 19: sutra.v1.NodeEvent
+	nil,                           // 20: sutra.v1.Agent.LabelsEntry
+	nil,                           // 21: sutra.v1.ProcessRecord.CgroupsEntry
+	nil,                           // 22: sutra.v1.CallEvent.WhatEntry
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(Role)(0),                     // 25: sutra.v1.Role
 }
 var file_sutra_v1_model_proto_depIdxs = []int32{
 	0,  // 0: sutra.v1.Node.phase:type_name -> sutra.v1.Phase
 	1,  // 1: sutra.v1.Node.desired:type_name -> sutra.v1.Desired
 	2,  // 2: sutra.v1.Node.health:type_name -> sutra.v1.NodeHealth
-	17, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	23, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 4: sutra.v1.Node.last_exit:type_name -> sutra.v1.Exit
-	17, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
+	23, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
 	4,  // 6: sutra.v1.Node.memory_limit:type_name -> sutra.v1.Enforcement
 	6,  // 7: sutra.v1.Node.usage:type_name -> sutra.v1.Usage
-	17, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
-	18, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
-	17, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	23, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
+	24, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
+	23, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
 	3,  // 11: sutra.v1.Agent.health:type_name -> sutra.v1.AgentHealth
-	17, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
-	15, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
-	17, // 14: sutra.v1.Agent.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	23, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
+	20, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
+	23, // 14: sutra.v1.Agent.certificate_expires_at:type_name -> google.protobuf.Timestamp
 	5,  // 15: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
-	17, // 16: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
-	17, // 17: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
+	23, // 16: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
+	23, // 17: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
 	5,  // 18: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
-	17, // 19: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
+	23, // 19: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 20: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
-	16, // 21: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
-	17, // 22: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
-	19, // 23: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
-	17, // 24: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
-	17, // 25: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
-	17, // 26: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	21, // 21: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
+	23, // 22: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
+	25, // 23: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
+	23, // 24: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
+	23, // 25: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
+	23, // 26: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
+	23, // 27: sutra.v1.Event.time:type_name -> google.protobuf.Timestamp
+	16, // 28: sutra.v1.Event.position:type_name -> sutra.v1.EventPosition
+	17, // 29: sutra.v1.Event.call:type_name -> sutra.v1.CallEvent
+	18, // 30: sutra.v1.Event.agent:type_name -> sutra.v1.AgentEvent
+	19, // 31: sutra.v1.Event.node:type_name -> sutra.v1.NodeEvent
+	22, // 32: sutra.v1.CallEvent.what:type_name -> sutra.v1.CallEvent.WhatEntry
+	23, // 33: sutra.v1.CallEvent.began_at:type_name -> google.protobuf.Timestamp
+	24, // 34: sutra.v1.CallEvent.took:type_name -> google.protobuf.Duration
+	3,  // 35: sutra.v1.AgentEvent.from:type_name -> sutra.v1.AgentHealth
+	3,  // 36: sutra.v1.AgentEvent.to:type_name -> sutra.v1.AgentHealth
+	0,  // 37: sutra.v1.NodeEvent.from:type_name -> sutra.v1.Phase
+	0,  // 38: sutra.v1.NodeEvent.to:type_name -> sutra.v1.Phase
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_model_proto_init() }
@@ -1769,13 +2277,18 @@ func file_sutra_v1_model_proto_init() {
 	}
 	file_sutra_v1_policy_proto_init()
 	file_sutra_v1_model_proto_msgTypes[6].OneofWrappers = []any{}
+	file_sutra_v1_model_proto_msgTypes[10].OneofWrappers = []any{
+		(*Event_Call)(nil),
+		(*Event_Agent)(nil),
+		(*Event_Node)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_model_proto_rawDesc), len(file_sutra_v1_model_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   12,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

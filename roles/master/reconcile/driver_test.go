@@ -30,7 +30,7 @@ func (f actorFunc) Act(ctx context.Context, a Action) error { return f(ctx, a) }
 // gridOf is a registry with one patient agent and nodes that are wanted of it and don't run.
 func gridOf(t *testing.T, nodes int) *registry.Registry {
 	t.Helper()
-	r := registry.New(health.Thresholds{Degraded: time.Hour, Offline: 2 * time.Hour})
+	r := registry.New(health.Thresholds{Degraded: time.Hour, Offline: 2 * time.Hour}, nil)
 	claim, err := r.Claim(&sutrav1.Agent{AgentId: "a", InstanceId: "home"}, time.Now())
 	if err != nil {
 		t.Fatal(err)

@@ -48,7 +48,7 @@ type simHost struct {
 func newWorld(t *rapid.T) *world {
 	w := &world{
 		t: t, now: noon(), lossy: true, agents: map[string]*sutrav1.Agent{}, records: map[string]*sutrav1.NodeRecord{}, tombs: map[string]*sutrav1.NodeRecord{},
-		registry: registry.New(health.DefaultThresholds()), hosts: map[string]*simHost{}, finished: map[string]sutrav1.Phase{},
+		registry: registry.New(health.DefaultThresholds(), nil), hosts: map[string]*simHost{}, finished: map[string]sutrav1.Phase{},
 	}
 	for _, id := range []string{"a", "b"} {
 		w.hosts[id] = &simHost{runs: map[string]*sutrav1.Node{}}
@@ -325,7 +325,7 @@ func (w *world) steps() map[string]func(*rapid.T) {
 		"look":           func(*rapid.T) { w.reconcile() },
 		"look again":     func(*rapid.T) { w.reconcile() },
 		"master restarts": func(*rapid.T) {
-			w.registry = registry.New(health.DefaultThresholds())
+			w.registry = registry.New(health.DefaultThresholds(), nil)
 			w.registry.Load(slices.Collect(maps.Values(w.agents)), slices.Collect(maps.Values(w.records)), slices.Collect(maps.Values(w.tombs)), w.now)
 		},
 		"master loses its disk": func(t *rapid.T) {
@@ -333,7 +333,7 @@ func (w *world) steps() map[string]func(*rapid.T) {
 				t.Skip("not this time")
 			}
 			w.agents, w.records, w.tombs = map[string]*sutrav1.Agent{}, map[string]*sutrav1.NodeRecord{}, map[string]*sutrav1.NodeRecord{}
-			w.registry = registry.New(health.DefaultThresholds())
+			w.registry = registry.New(health.DefaultThresholds(), nil)
 		},
 		"time passes": func(t *rapid.T) {
 			w.now = w.now.Add(time.Duration(rapid.IntRange(1, 20).Draw(t, "seconds")) * time.Second)

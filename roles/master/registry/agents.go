@@ -69,7 +69,7 @@ func (r *Registry) Leave(id string) {
 		return
 	}
 	a.live.Left()
-	a.shown = health.Offline // no transition to tell of: it is known why
+	r.show(id, a, health.Offline, "it is kept out of the grid")
 	a.inventory = false
 	r.touch()
 }
@@ -115,7 +115,7 @@ func (r *Registry) Unregister(id string, epoch uint64) bool {
 		return false
 	}
 	a.live.Left()
-	a.shown = health.Offline // no transition to tell of: it is known why
+	r.show(id, a, health.Offline, "it took its leave") // no transition to look for: it is known why
 	a.inventory = false
 	r.touch()
 	return true
@@ -281,6 +281,7 @@ func (r *Registry) observe(said *sutrav1.Node, now time.Time) {
 		n.usage = said.GetUsage()
 	}
 	n.seen, n.seenAt = said, now
+	r.tell(said.GetNodeId(), n)
 }
 
 // Gone takes in that an agent has a node no more.
@@ -383,10 +384,16 @@ func (r *Registry) Transitions(now time.Time) []Transition {
 	for id, a := range r.agents {
 		if to := a.live.State(awake); to != a.shown {
 			changes = append(changes, Transition{AgentID: id, From: a.shown, To: to, Silence: a.silence(awake)})
-			a.shown = to
 		}
 	}
 	slices.SortFunc(changes, func(a, b Transition) int { return strings.Compare(a.AgentID, b.AgentID) })
+	for _, c := range changes {
+		why := c.Silence
+		if c.To == health.Healthy {
+			why = "it is heard of"
+		}
+		r.show(c.AgentID, r.agents[c.AgentID], c.To, why)
+	}
 	if len(changes) > 0 {
 		r.touch()
 	}

@@ -14,7 +14,7 @@ import (
 // finds out who has really died.
 func TestFrozenMasterBlamesNoAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := registry.New(health.DefaultThresholds())
+		r := registry.New(health.DefaultThresholds(), nil)
 		register := func(id string) {
 			claim, err := r.Claim(&sutrav1.Agent{AgentId: id, InstanceId: id, MaxNodes: 1}, time.Now())
 			if err != nil {

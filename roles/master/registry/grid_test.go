@@ -26,10 +26,14 @@ type grid struct {
 	*Registry
 	t   rapid.TB
 	now time.Time
+	// told is what the registry gave notice of.
+	told []*sutrav1.Event
 }
 
 func newGrid(t rapid.TB) *grid {
-	return &grid{Registry: New(health.DefaultThresholds()), t: t, now: time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)}
+	g := &grid{t: t, now: time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)}
+	g.Registry = New(health.DefaultThresholds(), func(e *sutrav1.Event) { g.told = append(g.told, e) })
+	return g
 }
 
 func (g *grid) pass(d time.Duration) { g.now = g.now.Add(d) }

@@ -24,8 +24,9 @@ type model struct {
 	seen map[string]*sutrav1.Node
 	// answered are those of seen that were told of in an answer, since the last inventory.
 	answered map[string]bool
-	open     map[string]func() // reservations that have no outcome yet
-	over     map[string]bool   // nodes that ended at some time, forgotten ones included
+	open     map[string]func()        // reservations that have no outcome yet
+	over     map[string]bool          // nodes that ended at some time, forgotten ones included
+	phases   map[string]sutrav1.Phase // that were last told of
 	made     int
 	// kept are messages that went in or came out, each beside a copy of what it was then.
 	kept []keptMessage
@@ -51,6 +52,7 @@ func newModel(t *rapid.T) *model {
 		hosts:   map[string]*modelHost{"a": {runs: map[string]*sutrav1.Node{}}, "b": {runs: map[string]*sutrav1.Node{}}},
 		records: map[string]*sutrav1.NodeRecord{}, tombs: map[string]*sutrav1.NodeRecord{},
 		seen: map[string]*sutrav1.Node{}, answered: map[string]bool{}, open: map[string]func(){}, over: map[string]bool{},
+		phases: map[string]sutrav1.Phase{},
 	}
 }
 
@@ -412,6 +414,37 @@ func (m *model) Pass(t *rapid.T) {
 	m.pass(time.Duration(rapid.IntRange(1, 20).Draw(t, "seconds")) * time.Second)
 }
 
+// checkNotices follows what was told of the nodes: each change goes on from the last one, and the last one is what is so.
+func (m *model) checkNotices(t *rapid.T, ids map[string]bool) {
+	for _, e := range m.told {
+		n := e.GetNode()
+		if n == nil {
+			continue
+		}
+		before := &sutrav1.Node{Phase: m.phases[n.GetNodeId()]}
+		anew := n.GetFrom() == sutrav1.Phase_PHASE_UNSPECIFIED && before.Ended()
+		if n.GetFrom() != before.GetPhase() && !anew || n.GetFrom() == n.GetTo() {
+			t.Fatalf("told of %v, and before of %v", n, before.GetPhase())
+		}
+		m.phases[n.GetNodeId()] = n.GetTo()
+	}
+	m.told = nil
+	for id := range ids {
+		is := m.seen[id]
+		if m.records[id].GetNode().Ended() {
+			is = m.records[id].GetNode()
+		}
+		if is != nil && m.phases[id] != is.GetPhase() {
+			t.Fatalf("%s is %v, and told of was %v", id, is.GetPhase(), m.phases[id])
+		}
+	}
+	for id, phase := range m.phases {
+		if gone := (&sutrav1.Node{Phase: phase}); !ids[id] && !gone.Ended() {
+			t.Fatalf("%s isn't there any more, and told of was %v", id, phase)
+		}
+	}
+}
+
 // Check compares the whole registry with the model.
 func (m *model) Check(t *rapid.T) {
 	ids := map[string]bool{}
@@ -428,6 +461,7 @@ func (m *model) Check(t *rapid.T) {
 	for _, v := range views {
 		m.keep(v.Node)
 	}
+	m.checkNotices(t, ids)
 	for _, s := range m.States(m.now) {
 		if !proto.Equal(s.Record, m.records[s.ID]) || !proto.Equal(s.Seen, m.seen[s.ID]) {
 			t.Fatalf("%s is %v and %v, want %v and %v", s.ID, s.Record, s.Seen, m.records[s.ID], m.seen[s.ID])

@@ -22,6 +22,9 @@ type Registry struct {
 	thresholds health.Thresholds
 	// changed holds a token while something changed that the reconciler hasn't looked at.
 	changed chan struct{}
+	// notice takes each change of an agent's health and of a node's phase, in order. It is called with mu held, and waits for
+	// nothing; nil: nobody wants to know.
+	notice func(*sutrav1.Event)
 
 	mu       sync.RWMutex // guards what follows; no I/O under it
 	agents   map[string]*agent
@@ -40,7 +43,7 @@ type Registry struct {
 type agent struct {
 	info *sutrav1.Agent // health, last_heartbeat and node_count are filled in by views
 	live health.Liveness
-	// shown is the health that Transitions last told of.
+	// shown is the health that was last told of.
 	shown    health.State
 	known    time.Time // since when this master knows of it
 	lastBeat time.Time // the last one's arrival, a registration included; zero before
@@ -60,6 +63,7 @@ type node struct {
 	// answered: it was seen in the answer to a call, and no list of all that the agent runs came since.
 	answered bool
 	usage    *sutrav1.Usage // of the process that was seen last; nil where that wasn't measured yet
+	told     told
 	// ticket holds one token; who changes the record on disk has it meanwhile.
 	ticket chan struct{}
 	// busy counts the calls under way that change the node; the reconciler leaves it alone meanwhile.
@@ -74,10 +78,11 @@ type node struct {
 	retryAt time.Time
 }
 
-// New makes an empty registry. The thresholds must be valid.
-func New(t health.Thresholds) *Registry {
+// New makes an empty registry. The thresholds must be valid. notice, which may be nil, takes each change of an agent's health
+// and of a node's phase, in order; it must not wait, nor call the registry.
+func New(t health.Thresholds, notice func(*sutrav1.Event)) *Registry {
 	return &Registry{
-		thresholds: t, changed: make(chan struct{}, 1),
+		thresholds: t, changed: make(chan struct{}, 1), notice: notice,
 		agents: map[string]*agent{}, epochs: map[string]uint64{}, nodes: map[string]*node{}, on: map[string]map[string]*node{}, tombs: map[string]*sutrav1.NodeRecord{}, requests: map[string]string{},
 	}
 }
@@ -91,7 +96,14 @@ func (r *Registry) Load(agents []*sutrav1.Agent, nodes, tombstones []*sutrav1.No
 		r.agents[a.GetAgentId()] = &agent{info: a, known: now, live: health.NewLiveness(r.thresholds, r.awake(now))}
 	}
 	for _, rec := range nodes {
-		r.put(rec)
+		n := r.put(rec)
+		// What was so before this start is no news.
+		switch {
+		case rec.GetNode().Ended():
+			n.told.phase = rec.GetNode().GetPhase()
+		case rec.GetConfirmed():
+			n.told.phase = sutrav1.Phase_PHASE_RUNNING
+		}
 	}
 	for _, rec := range tombstones {
 		r.bury(rec)
@@ -112,11 +124,11 @@ func (r *Registry) touch() {
 func (r *Registry) Put(rec *sutrav1.NodeRecord) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.put(rec)
+	r.tell(rec.GetNode().GetNodeId(), r.put(rec))
 	r.touch()
 }
 
-func (r *Registry) put(rec *sutrav1.NodeRecord) {
+func (r *Registry) put(rec *sutrav1.NodeRecord) *node {
 	id := rec.GetNode().GetNodeId()
 	n := r.nodes[id]
 	if n == nil {
@@ -129,6 +141,7 @@ func (r *Registry) put(rec *sutrav1.NodeRecord) {
 	if rec.GetRequestId() != "" {
 		r.requests[rec.GetRequestId()] = id
 	}
+	return n
 }
 
 // Discard takes a node out of everything but the store, which didn't forget it yet: the reconciler has it do so.
@@ -172,6 +185,7 @@ func (r *Registry) bury(rec *sutrav1.NodeRecord) {
 	id := rec.GetNode().GetNodeId()
 	if n := r.nodes[id]; n != nil {
 		n.record = nil
+		r.tell(id, n)
 		if n.seen == nil {
 			r.remove(id, n)
 		}
@@ -262,6 +276,7 @@ func (r *Registry) add(id, agentID string) *node {
 }
 
 func (r *Registry) remove(id string, n *node) {
+	r.tellGone(id, n)
 	delete(r.nodes, id)
 	delete(r.on[n.agentID], id)
 }
