@@ -102,7 +102,17 @@ func TestBanOfAPerson(t *testing.T) {
 	if table := g.MustRun("list-bans"); !strings.Contains(table, "agent  anna") || !strings.Contains(table, "user   anna") || !strings.Contains(table, "user admin  left us\n") {
 		t.Errorf("list-bans:\n%s", table)
 	}
-	g.MustRun("agents", "unban", "anna")
+	if r := g.Run("agents", "ban", "ANNA"); r.Code != 0 || !strings.Contains(r.Stderr, "no agent has registered by that id") {
+		t.Errorf("ban of one that isn't there: %+v", r)
+	}
+	for _, name := range []string{"anna", "ANNA"} {
+		if r := g.Run("agents", "unban", name); r.Code != 0 || r.Stderr != "" {
+			t.Errorf("unban of %s: %+v", name, r)
+		}
+	}
+	if r := g.Run("agents", "unban", "anna"); r.Code != 0 || !strings.Contains(r.Stderr, "it wasn't banned") {
+		t.Errorf("unban of one that isn't banned: %+v", r)
+	}
 	master.Stop()
 	g.StartMaster()
 	page = reader(t, filepath.Join(home, "credentials", grid+".pem"), grid)

@@ -50,7 +50,11 @@ func banAgent(cctx *cli.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	s.tell("its nodes run on; sutra agents unban " + shellWord(id) + " lets it in again")
+	if response.GetAgentUnknown() {
+		s.tell("no agent has registered by that id, and it is kept out if it comes; sutra list-agents shows the ids")
+	} else {
+		s.tell("its nodes run on; sutra agents unban " + shellWord(id) + " lets it in again")
+	}
 	return s.show(response, func() string { return "banned " + clean(id) + "\n" })
 }
 
@@ -63,5 +67,13 @@ func unbanAgent(cctx *cli.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	s.tellNotBanned(response)
 	return s.show(response, func() string { return clean(id) + " may come in\n" })
+}
+
+// tellNotBanned says of an unban that there was no ban.
+func (s *session) tellNotBanned(response interface{ GetNotBanned() bool }) {
+	if response.GetNotBanned() {
+		s.tell("it wasn't banned; sutra list-bans shows who is")
+	}
 }

@@ -67,5 +67,6 @@ func unbanUser(cctx *cli.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	s.tellNotBanned(response)
 	return s.show(response, func() string { return clean(name) + " may come in\n" })
 }

@@ -68,14 +68,16 @@ func (s *service) ban(ctx context.Context, b *sutrav1.BanRecord) error {
 	return nil
 }
 
-func (s *service) unban(ctx context.Context, b *sutrav1.BanRecord) error {
+// unban lets somebody in again, and tells whether that was banned.
+func (s *service) unban(ctx context.Context, b *sutrav1.BanRecord) (banned bool, err error) {
 	if err := s.store.DeleteBan(ctx, b); err != nil {
-		return persisted(err)
+		return false, persisted(err)
 	}
 	s.access.mu.Lock()
+	defer s.access.mu.Unlock()
+	banned = s.access.bans[whomOf(b)] != nil
 	delete(s.access.bans, whomOf(b))
-	s.access.mu.Unlock()
-	return nil
+	return banned, nil
 }
 
 func (c *checks) reason(why string) {
@@ -97,7 +99,7 @@ func (s *service) BanAgent(ctx context.Context, req *sutrav1.BanAgentRequest) (*
 	}
 	s.pool.Drop(req.GetAgentId())
 	s.registry.Leave(req.GetAgentId())
-	return &sutrav1.BanAgentResponse{}, nil
+	return &sutrav1.BanAgentResponse{AgentUnknown: s.knownAgent(req.GetAgentId()) != nil}, nil
 }
 
 // UnbanAgent: the agent comes back by itself, with the certificate that it has.
@@ -107,10 +109,11 @@ func (s *service) UnbanAgent(ctx context.Context, req *sutrav1.UnbanAgentRequest
 	if err := bad.err(); err != nil {
 		return nil, err
 	}
-	if err := s.unban(ctx, &sutrav1.BanRecord{AgentId: req.GetAgentId()}); err != nil {
+	banned, err := s.unban(ctx, &sutrav1.BanRecord{AgentId: req.GetAgentId()})
+	if err != nil {
 		return nil, err
 	}
-	return &sutrav1.UnbanAgentResponse{}, nil
+	return &sutrav1.UnbanAgentResponse{NotBanned: !banned}, nil
 }
 
 // BanUser keeps a person out. The one who bans is an admin that stays, and the account that the master runs as always has
@@ -143,10 +146,11 @@ func (s *service) UnbanUser(ctx context.Context, req *sutrav1.UnbanUserRequest) 
 	if err := bad.err(); err != nil {
 		return nil, err
 	}
-	if err := s.unban(ctx, &sutrav1.BanRecord{User: req.GetName()}); err != nil {
+	banned, err := s.unban(ctx, &sutrav1.BanRecord{User: req.GetName()})
+	if err != nil {
 		return nil, err
 	}
-	return &sutrav1.UnbanUserResponse{}, nil
+	return &sutrav1.UnbanUserResponse{NotBanned: !banned}, nil
 }
 
 // ListBans answers from memory.

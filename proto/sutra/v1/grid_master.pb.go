@@ -841,7 +841,9 @@ func (x *BanAgentRequest) GetReason() string {
 }
 
 type BanAgentResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// No agent has registered by that id: it is kept out if it comes.
+	AgentUnknown  bool `protobuf:"varint,1,opt,name=agent_unknown,json=agentUnknown,proto3" json:"agent_unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -874,6 +876,13 @@ func (x *BanAgentResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use BanAgentResponse.ProtoReflect.Descriptor instead.
 func (*BanAgentResponse) Descriptor() ([]byte, []int) {
 	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *BanAgentResponse) GetAgentUnknown() bool {
+	if x != nil {
+		return x.AgentUnknown
+	}
+	return false
 }
 
 type UnbanAgentRequest struct {
@@ -921,7 +930,9 @@ func (x *UnbanAgentRequest) GetAgentId() string {
 }
 
 type UnbanAgentResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It wasn't banned.
+	NotBanned     bool `protobuf:"varint,1,opt,name=not_banned,json=notBanned,proto3" json:"not_banned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -954,6 +965,13 @@ func (x *UnbanAgentResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use UnbanAgentResponse.ProtoReflect.Descriptor instead.
 func (*UnbanAgentResponse) Descriptor() ([]byte, []int) {
 	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *UnbanAgentResponse) GetNotBanned() bool {
+	if x != nil {
+		return x.NotBanned
+	}
+	return false
 }
 
 type BanUserRequest struct {
@@ -1090,7 +1108,9 @@ func (x *UnbanUserRequest) GetName() string {
 }
 
 type UnbanUserResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It wasn't banned.
+	NotBanned     bool `protobuf:"varint,1,opt,name=not_banned,json=notBanned,proto3" json:"not_banned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1123,6 +1143,13 @@ func (x *UnbanUserResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use UnbanUserResponse.ProtoReflect.Descriptor instead.
 func (*UnbanUserResponse) Descriptor() ([]byte, []int) {
 	return file_sutra_v1_grid_master_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *UnbanUserResponse) GetNotBanned() bool {
+	if x != nil {
+		return x.NotBanned
+	}
+	return false
 }
 
 type ListBansRequest struct {
@@ -3317,18 +3344,23 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x13RevokeTokenResponse\"D\n" +
 	"\x0fBanAgentRequest\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x12\n" +
-	"\x10BanAgentResponse\".\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"7\n" +
+	"\x10BanAgentResponse\x12#\n" +
+	"\ragent_unknown\x18\x01 \x01(\bR\fagentUnknown\".\n" +
 	"\x11UnbanAgentRequest\x12\x19\n" +
-	"\bagent_id\x18\x01 \x01(\tR\aagentId\"\x14\n" +
-	"\x12UnbanAgentResponse\"<\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\"3\n" +
+	"\x12UnbanAgentResponse\x12\x1d\n" +
+	"\n" +
+	"not_banned\x18\x01 \x01(\bR\tnotBanned\"<\n" +
 	"\x0eBanUserRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x11\n" +
 	"\x0fBanUserResponse\"&\n" +
 	"\x10UnbanUserRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x13\n" +
-	"\x11UnbanUserResponse\"\x11\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"2\n" +
+	"\x11UnbanUserResponse\x12\x1d\n" +
+	"\n" +
+	"not_banned\x18\x01 \x01(\bR\tnotBanned\"\x11\n" +
 	"\x0fListBansRequest\";\n" +
 	"\x10ListBansResponse\x12'\n" +
 	"\x04bans\x18\x01 \x03(\v2\x13.sutra.v1.BanRecordR\x04bans\"\xeb\x01\n" +
