@@ -41,6 +41,8 @@ var verbs = map[string][]string{
 	"agents unban": {"--master", "--output"},
 	"users ban":    {"--reason", "--master", "--output"},
 	"users unban":  {"--master", "--output"},
+	"ca rotate":    {"--apply", "--master", "--output"},
+	"ca retire":    {"--apply", "--force", "--master", "--output"},
 
 	"version":    nil,
 	"completion": nil,
@@ -113,7 +115,7 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("completion doesn't offer %s, only %v", verb, offered)
 		}
 	}
-	if got := complete("sutra", "list-"); strings.Join(got, " ") != "list-agents list-nodes" {
+	if got := complete("sutra", "list-"); strings.Join(got, " ") != "list-agents list-nodes list-bans" {
 		t.Errorf("list- completes to %v", got)
 	}
 	if got := complete("sutra", "spawn", "--st"); strings.Join(got, " ") != "--storage-path" {

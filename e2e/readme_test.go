@@ -33,7 +33,7 @@ func TestReadmeCommandTable(t *testing.T) {
 		if !strings.HasPrefix(line, "| `sutra ") {
 			continue
 		}
-		for _, call := range regexp.MustCompile("`sutra ((?:(?:token|agents|users) )?[a-z-]+)([^`]*)`").FindAllStringSubmatch(line, -1) {
+		for _, call := range regexp.MustCompile("`sutra ((?:(?:token|agents|users|ca) )?[a-z-]+)([^`]*)`").FindAllStringSubmatch(line, -1) {
 			flags := regexp.MustCompile(`[ \[](--?[a-z][a-z-]*)`).FindAllStringSubmatch(call[2], -1)
 			written[call[1]] = append(written[call[1]], "") // also without flags the verb is there
 			for _, f := range flags {
