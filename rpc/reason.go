@@ -44,6 +44,7 @@ const (
 	RotationUnderWay Reason = "ROTATION_UNDER_WAY"
 	NoRotation       Reason = "NO_ROTATION"
 	AgentsLeft       Reason = "AGENTS_LEFT"
+	InTheClear       Reason = "IN_THE_CLEAR"
 	NodeDiedEarly    Reason = "NODE_DIED_EARLY"
 	StoppedMeanwhile Reason = "STOPPED_MEANWHILE"
 
@@ -91,6 +92,7 @@ func Codes() map[Reason]codes.Code {
 		RotationUnderWay:    codes.FailedPrecondition,
 		NoRotation:          codes.FailedPrecondition,
 		AgentsLeft:          codes.FailedPrecondition,
+		InTheClear:          codes.FailedPrecondition,
 		NodeDiedEarly:       codes.Aborted,
 		StoppedMeanwhile:    codes.Aborted,
 		Unauthenticated:     codes.Unauthenticated,

@@ -37,7 +37,7 @@ type access struct {
 
 	mu        sync.RWMutex // guards what follows
 	bans      map[string]*sutrav1.BanRecord
-	authority *pki.Authority
+	authority *pki.Authority // nil: in the clear
 	// moved are the agents that have shown a certificate of the newest root's since the grid began to move to it.
 	moved map[string]bool
 }

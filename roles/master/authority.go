@@ -24,7 +24,7 @@ const MaxCertificateLife = 30 * 24 * time.Hour
 // anything, not even for proving by its key who one is.
 const retiredAfter = MaxCertificateLife + graceAfterExpiry
 
-// current is the authority that certificates are given by now.
+// current is the authority that certificates are given by now; nil in the clear.
 func (a *access) current() *pki.Authority {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
@@ -40,10 +40,13 @@ func (a *access) replace(by *pki.Authority) {
 
 // shown notes while the grid moves which certificate an agent calls with, and tells whether that is to be renewed.
 func (a *access) shown(agentID string, cert *x509.Certificate) (renew bool) {
+	if cert == nil {
+		return false
+	}
 	a.mu.RLock()
-	moving, moved, known := !a.authority.Rotated().IsZero(), cert != nil && a.authority.Issued(cert), a.moved[agentID]
+	moving, moved, known := !a.authority.Rotated().IsZero(), a.authority.Issued(cert), a.moved[agentID]
 	a.mu.RUnlock()
-	if !moving || cert == nil {
+	if !moving {
 		return false
 	}
 	if moved != known {
@@ -143,7 +146,7 @@ func (s *service) retireInTime(ctx context.Context) error {
 	s.access.changing.Lock()
 	defer s.access.changing.Unlock()
 	now := s.access.current()
-	if since := now.Rotated(); since.IsZero() || time.Since(since) < retiredAfter {
+	if now == nil || now.Rotated().IsZero() || time.Since(now.Rotated()) < retiredAfter {
 		return nil
 	}
 	return s.retire(ctx, now)

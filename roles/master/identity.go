@@ -20,19 +20,20 @@ import (
 )
 
 // secure opens the grid's authority and gives this master its identity, and leaves on this host what its agents and its
-// people need: an admin's identity and a token. In the clear it does nothing of that.
+// people need: an admin's identity and a token. In the clear it does nothing of that: what the authority vouches for would be good
+// for long after.
 func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access, error) {
 	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[string]*sutrav1.BanRecord{}, moved: map[string]bool{}}
 	for _, b := range bans {
 		a.bans[b.GetAgentId()] = b
 	}
-	var err error
-	if a.authority, err = pki.OpenAuthority(filepath.Join(m.cfg.Home, "master", "pki"), a.grid); err != nil {
-		return nil, fmt.Errorf("open the grid's authority: %w", err)
-	}
 	if m.cfg.Insecure != rpc.Secure {
 		m.cfg.Log.Warn().Msg("--insecure: everything is sent in the clear, and whoever reaches this port runs the grid")
 		return a, nil
+	}
+	var err error
+	if a.authority, err = pki.OpenAuthority(filepath.Join(m.cfg.Home, "master", "pki"), a.grid); err != nil {
+		return nil, fmt.Errorf("open the grid's authority: %w", err)
 	}
 	m.identity = &pki.Holder{}
 	rpc.ExportCredentials(m.metrics, m.identity)

@@ -2978,7 +2978,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xea\x0f\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xfc\x0f\n" +
 	"\n" +
 	"GridMaster\x12a\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\x0f\xca\xf3\x18\v\n" +
@@ -2986,29 +2986,29 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\tHeartbeat\x12\x1a.sutra.v1.HeartbeatRequest\x1a\x1b.sutra.v1.HeartbeatResponse\"\v\xca\xf3\x18\a\n" +
 	"\x02\b\x05\x1a\x01\x04\x12g\n" +
 	"\x0fUnregisterAgent\x12 .sutra.v1.UnregisterAgentRequest\x1a!.sutra.v1.UnregisterAgentResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x04 \x01\x12L\n" +
-	"\x06Enroll\x12\x17.sutra.v1.EnrollRequest\x1a\x18.sutra.v1.EnrollResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x06 \x01\x12I\n" +
-	"\x05Renew\x12\x16.sutra.v1.RenewRequest\x1a\x17.sutra.v1.RenewResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x06 \x01\x12Y\n" +
-	"\vCreateToken\x12\x1c.sutra.v1.CreateTokenRequest\x1a\x1d.sutra.v1.CreateTokenResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x1a\x01\x03 \x01\x12V\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x04 \x01\x12N\n" +
+	"\x06Enroll\x12\x17.sutra.v1.EnrollRequest\x1a\x18.sutra.v1.EnrollResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x06 \x01(\x01\x12K\n" +
+	"\x05Renew\x12\x16.sutra.v1.RenewRequest\x1a\x17.sutra.v1.RenewResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x06 \x01(\x01\x12[\n" +
+	"\vCreateToken\x12\x1c.sutra.v1.CreateTokenRequest\x1a\x1d.sutra.v1.CreateTokenResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x1a\x01\x03 \x01(\x01\x12V\n" +
 	"\n" +
 	"ListTokens\x12\x1b.sutra.v1.ListTokensRequest\x1a\x1c.sutra.v1.ListTokensResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03\x12[\n" +
-	"\vRevokeToken\x12\x1c.sutra.v1.RevokeTokenRequest\x1a\x1d.sutra.v1.RevokeTokenResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12R\n" +
-	"\bBanAgent\x12\x19.sutra.v1.BanAgentRequest\x1a\x1a.sutra.v1.BanAgentResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12X\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03\x12]\n" +
+	"\vRevokeToken\x12\x1c.sutra.v1.RevokeTokenRequest\x1a\x1d.sutra.v1.RevokeTokenResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12T\n" +
+	"\bBanAgent\x12\x19.sutra.v1.BanAgentRequest\x1a\x1a.sutra.v1.BanAgentResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12Z\n" +
 	"\n" +
-	"UnbanAgent\x12\x1b.sutra.v1.UnbanAgentRequest\x1a\x1c.sutra.v1.UnbanAgentResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12\\\n" +
-	"\fGetAuthority\x12\x1d.sutra.v1.GetAuthorityRequest\x1a\x1e.sutra.v1.GetAuthorityResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03\x12g\n" +
-	"\x0fRotateAuthority\x12 .sutra.v1.RotateAuthorityRequest\x1a!.sutra.v1.RotateAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12g\n" +
-	"\x0fRetireAuthority\x12 .sutra.v1.RetireAuthorityRequest\x1a!.sutra.v1.RetireAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12V\n" +
+	"UnbanAgent\x12\x1b.sutra.v1.UnbanAgentRequest\x1a\x1c.sutra.v1.UnbanAgentResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12^\n" +
+	"\fGetAuthority\x12\x1d.sutra.v1.GetAuthorityRequest\x1a\x1e.sutra.v1.GetAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03(\x01\x12i\n" +
+	"\x0fRotateAuthority\x12 .sutra.v1.RotateAuthorityRequest\x1a!.sutra.v1.RotateAuthorityResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12i\n" +
+	"\x0fRetireAuthority\x12 .sutra.v1.RetireAuthorityRequest\x1a!.sutra.v1.RetireAuthorityResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12V\n" +
 	"\tSpawnNode\x12\x1a.sutra.v1.SpawnNodeRequest\x1a\x1b.sutra.v1.SpawnNodeResponse\"\x10\xca\xf3\x18\f\n" +
 	"\x02\b \x10\x01\x1a\x02\x02\x03 \x01\x12S\n" +
 	"\bStopNode\x12\x19.sutra.v1.StopNodeRequest\x1a\x1a.sutra.v1.StopNodeResponse\"\x10\xca\xf3\x18\f\n" +
