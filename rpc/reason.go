@@ -27,6 +27,7 @@ const (
 	PortInUse    Reason = "PORT_IN_USE"
 	PathInUse    Reason = "PATH_IN_USE"
 	AgentIDTaken Reason = "AGENT_ID_TAKEN"
+	NameTaken    Reason = "NAME_TAKEN"
 
 	AgentFull           Reason = "AGENT_FULL"
 	NoFreePort          Reason = "NO_FREE_PORT"
@@ -77,6 +78,7 @@ func Codes() map[Reason]codes.Code {
 		PortInUse:           codes.AlreadyExists,
 		PathInUse:           codes.AlreadyExists,
 		AgentIDTaken:        codes.AlreadyExists,
+		NameTaken:           codes.AlreadyExists,
 		AgentFull:           codes.ResourceExhausted,
 		NoFreePort:          codes.ResourceExhausted,
 		MemoryOverCommitted: codes.ResourceExhausted,

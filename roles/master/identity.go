@@ -14,7 +14,6 @@ import (
 
 	"github.com/sutra-grid/sutra/config"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
-	"github.com/sutra-grid/sutra/roles/master/store"
 	"github.com/sutra-grid/sutra/rpc"
 	"github.com/sutra-grid/sutra/rpc/pki"
 )
@@ -107,23 +106,44 @@ func (m *Master) renew(ctx context.Context) error {
 	}
 }
 
-// leaveToken leaves a token for agents of this host under credentials/, unless the one that is there is still good.
+// leaveToken leaves a token for agents of this host under credentials/, unless the one that is there is still good. No other than
+// the one in the file stays good.
 func (m *Master) leaveToken(ctx context.Context, a *access) error {
 	path := config.JoinToken(m.cfg.Home)
 	data, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if there, bad := pki.ParseToken(string(data)); err == nil && bad == nil && there.Root == a.current().Hash() {
-		good := false
-		err := m.store.ChangeToken(ctx, there.ID, func(t *sutrav1.TokenRecord) error {
-			good = t.GetLocal() && there.Matches(t.GetSecretSha256())
-			return nil
-		})
-		if err != nil && !errors.Is(err, store.ErrNoToken) || good {
+	there, bad := pki.ParseToken(string(data))
+	all, err := m.store.Tokens(ctx)
+	if err != nil {
+		return err
+	}
+	good, others := false, []string{}
+	for _, t := range all {
+		switch {
+		case !t.GetLocal():
+		case bad == nil && t.GetTokenId() == there.ID && there.Root == a.current().Hash() && there.Matches(t.GetSecretSha256()):
+			good = true
+		default:
+			others = append(others, t.GetTokenId())
+		}
+	}
+	if !good {
+		if err := m.makeToken(ctx, a, path); err != nil {
 			return err
 		}
 	}
+	for _, id := range others {
+		if _, err := m.store.DeleteToken(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeToken makes a token for agents of this host and leaves it in a file.
+func (m *Master) makeToken(ctx context.Context, a *access, path string) error {
 	root := a.current().Roots()[0]
 	token, err := pki.NewToken(sha256.Sum256(root.Raw))
 	if err != nil {

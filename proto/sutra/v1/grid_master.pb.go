@@ -210,8 +210,10 @@ func (x *EnrollRequest) GetRole() Role {
 }
 
 type EnrollResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Certificates  *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Certificates *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	// What the caller is now.
+	Role          Role `protobuf:"varint,2,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -251,6 +253,13 @@ func (x *EnrollResponse) GetCertificates() *Certificates {
 		return x.Certificates
 	}
 	return nil
+}
+
+func (x *EnrollResponse) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
 }
 
 // Certificates are what an identity consists of beside its key. All are X.509, DER.
@@ -412,10 +421,12 @@ type CreateTokenRequest struct {
 	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// How many may join with it; 0: one.
 	Uses uint32 `protobuf:"varint,2,opt,name=uses,proto3" json:"uses,omitempty"`
-	// For ROLE_AGENT: the only agent that may join with it; empty: any.
+	// For ROLE_AGENT: the only agent that may join with it; empty: any whose id is free.
 	AgentId string `protobuf:"bytes,3,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
 	// What those who join are to be: ROLE_AGENT (also where unset), ROLE_VIEWER, ROLE_OPERATOR or ROLE_ADMIN.
-	Role          Role `protobuf:"varint,4,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	Role Role `protobuf:"varint,4,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	// For the other roles: the only person that may join with it; empty: any whose name is free.
+	Name          string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,6 +487,13 @@ func (x *CreateTokenRequest) GetRole() Role {
 		return x.Role
 	}
 	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *CreateTokenRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 type CreateTokenResponse struct {
@@ -542,7 +560,12 @@ type JoinToken struct {
 	// Unset: it doesn't.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Who made it, for example "user admin".
-	CreatedBy     string `protobuf:"bytes,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedBy string `protobuf:"bytes,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// Of a token for one person.
+	Name string `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
+	// The one that the master leaves for agents of its own host. It isn't used up, and is good from there alone; where it was revoked,
+	// another one is made at the master's next start.
+	Local         bool `protobuf:"varint,9,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -624,6 +647,20 @@ func (x *JoinToken) GetCreatedBy() string {
 		return x.CreatedBy
 	}
 	return ""
+}
+
+func (x *JoinToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JoinToken) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
 }
 
 type ListTokensRequest struct {
@@ -2802,9 +2839,10 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\ftoken_secret\x18\x02 \x01(\fR\vtokenSecret\x12/\n" +
 	"\x13certificate_request\x18\x03 \x01(\fR\x12certificateRequest\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\"\n" +
-	"\x04role\x18\x05 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"L\n" +
+	"\x04role\x18\x05 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"p\n" +
 	"\x0eEnrollResponse\x12:\n" +
-	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\":\n" +
+	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\x12\"\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\":\n" +
 	"\fCertificates\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\"d\n" +
@@ -2812,15 +2850,16 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\x12#\n" +
 	"\rexpired_chain\x18\x02 \x03(\fR\fexpiredChain\"K\n" +
 	"\rRenewResponse\x12:\n" +
-	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\"\x94\x01\n" +
+	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\"\xa8\x01\n" +
 	"\x12CreateTokenRequest\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
 	"\x04uses\x18\x02 \x01(\rR\x04uses\x12\x19\n" +
 	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\"\n" +
-	"\x04role\x18\x04 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"X\n" +
+	"\x04role\x18\x04 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\"X\n" +
 	"\x13CreateTokenResponse\x12)\n" +
 	"\x05token\x18\x01 \x01(\v2\x13.sutra.v1.JoinTokenR\x05token\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\tR\x06secret\"\x97\x02\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"\xc1\x02\n" +
 	"\tJoinToken\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\"\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\x12\x19\n" +
@@ -2831,7 +2870,9 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\a \x01(\tR\tcreatedBy\"\x13\n" +
+	"created_by\x18\a \x01(\tR\tcreatedBy\x12\x12\n" +
+	"\x04name\x18\b \x01(\tR\x04name\x12\x14\n" +
+	"\x05local\x18\t \x01(\bR\x05local\"\x13\n" +
 	"\x11ListTokensRequest\"A\n" +
 	"\x12ListTokensResponse\x12+\n" +
 	"\x06tokens\x18\x01 \x03(\v2\x13.sutra.v1.JoinTokenR\x06tokens\"/\n" +
@@ -3111,94 +3152,95 @@ var file_sutra_v1_grid_master_proto_goTypes = []any{
 var file_sutra_v1_grid_master_proto_depIdxs = []int32{
 	53, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
 	4,  // 1: sutra.v1.EnrollResponse.certificates:type_name -> sutra.v1.Certificates
-	4,  // 2: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
-	54, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	53, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
-	9,  // 5: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
-	53, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
-	55, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	55, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 9: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
-	19, // 10: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
-	55, // 11: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
-	55, // 12: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
-	55, // 13: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
-	55, // 14: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 15: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	18, // 16: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	18, // 17: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	56, // 18: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	57, // 19: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	54, // 20: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	57, // 21: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
-	29, // 22: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
-	58, // 23: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
-	57, // 24: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 25: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 26: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 27: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
-	0,  // 28: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	55, // 29: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	57, // 30: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	56, // 31: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
-	1,  // 32: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	55, // 33: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	51, // 34: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	52, // 35: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	55, // 36: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
-	55, // 37: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	55, // 38: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
-	59, // 39: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	60, // 40: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	26, // 41: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	28, // 42: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	31, // 43: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 44: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 45: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 46: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 47: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 48: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 49: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 50: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	20, // 51: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
-	22, // 52: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
-	24, // 53: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
-	33, // 54: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	35, // 55: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	37, // 56: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	39, // 57: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	41, // 58: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	43, // 59: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	45, // 60: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	47, // 61: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	49, // 62: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	27, // 63: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	30, // 64: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	32, // 65: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 66: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 67: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 68: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 69: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 70: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 71: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 72: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	21, // 73: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
-	23, // 74: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
-	25, // 75: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
-	34, // 76: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	36, // 77: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	38, // 78: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	40, // 79: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	42, // 80: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	44, // 81: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	46, // 82: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	48, // 83: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	50, // 84: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	63, // [63:85] is the sub-list for method output_type
-	41, // [41:63] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	53, // 2: sutra.v1.EnrollResponse.role:type_name -> sutra.v1.Role
+	4,  // 3: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
+	54, // 4: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	53, // 5: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
+	9,  // 6: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
+	53, // 7: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
+	55, // 8: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	55, // 9: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 10: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
+	19, // 11: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
+	55, // 12: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
+	55, // 13: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
+	55, // 14: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
+	55, // 15: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 16: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	18, // 17: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	18, // 18: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	56, // 19: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	57, // 20: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	54, // 21: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	57, // 22: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	29, // 23: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
+	58, // 24: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	57, // 25: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 26: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 27: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 28: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	0,  // 29: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
+	55, // 30: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	57, // 31: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	56, // 32: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	1,  // 33: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
+	55, // 34: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51, // 35: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	52, // 36: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	55, // 37: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
+	55, // 38: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	55, // 39: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
+	59, // 40: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	60, // 41: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	26, // 42: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	28, // 43: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	31, // 44: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 45: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 46: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 47: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 48: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 49: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 50: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 51: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	20, // 52: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
+	22, // 53: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
+	24, // 54: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
+	33, // 55: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	35, // 56: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	37, // 57: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	39, // 58: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	41, // 59: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	43, // 60: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	45, // 61: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	47, // 62: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	49, // 63: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	27, // 64: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	30, // 65: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	32, // 66: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 67: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 68: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 69: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 70: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 71: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 72: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 73: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	21, // 74: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
+	23, // 75: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
+	25, // 76: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
+	34, // 77: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	36, // 78: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	38, // 79: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	40, // 80: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	42, // 81: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	44, // 82: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	46, // 83: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	48, // 84: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	50, // 85: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	64, // [64:86] is the sub-list for method output_type
+	42, // [42:64] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }

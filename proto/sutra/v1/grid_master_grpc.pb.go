@@ -59,8 +59,9 @@ type GridMasterClient interface {
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
 	// UnregisterAgent says that an agent stops in good order: it is OFFLINE at once.
 	UnregisterAgent(ctx context.Context, in *UnregisterAgentRequest, opts ...grpc.CallOption) (*UnregisterAgentResponse, error)
-	// Enroll gives an identity to whoever has a join token. Asked again with the same key it answers again: the token isn't
-	// used a second time.
+	// Enroll gives an identity to whoever has a join token. Asked again with the same key and name it answers again: the token isn't
+	// used a second time. An identity that was given belongs to whom it was given; only a token that was made for it gives it to another,
+	// and then the certificates from before aren't renewed any more.
 	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error)
 	// Renew gives the caller's identity another certificate. One whose certificate expired, not too long ago, proves
 	// by its old key who it is.
@@ -355,8 +356,9 @@ type GridMasterServer interface {
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
 	// UnregisterAgent says that an agent stops in good order: it is OFFLINE at once.
 	UnregisterAgent(context.Context, *UnregisterAgentRequest) (*UnregisterAgentResponse, error)
-	// Enroll gives an identity to whoever has a join token. Asked again with the same key it answers again: the token isn't
-	// used a second time.
+	// Enroll gives an identity to whoever has a join token. Asked again with the same key and name it answers again: the token isn't
+	// used a second time. An identity that was given belongs to whom it was given; only a token that was made for it gives it to another,
+	// and then the certificates from before aren't renewed any more.
 	Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error)
 	// Renew gives the caller's identity another certificate. One whose certificate expired, not too long ago, proves
 	// by its old key who it is.

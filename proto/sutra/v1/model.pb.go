@@ -1312,15 +1312,18 @@ type TokenRecord struct {
 	AgentId string `protobuf:"bytes,4,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
 	// How many more may join with it.
 	UsesLeft uint32 `protobuf:"varint,5,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`
-	// It isn't used up, and it doesn't expire: the one that the master leaves for agents of its own host.
+	// It isn't used up, and it doesn't expire: the one that the master leaves for agents of its own host, and that is good from there alone.
 	Local     bool                   `protobuf:"varint,6,opt,name=local,proto3" json:"local,omitempty"`
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	CreatedBy string                 `protobuf:"bytes,9,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
-	// SHA-256 of the keys that have joined with it: asked again with one of them, the answer is the same.
+	// Who has joined with it, each as in IdentityRecord.holder: asked again by one of them, the answer is the same. (Those of before there
+	// were such records are SHA-256 of the key alone; with one of them nobody is asked again.)
 	UsedBy [][]byte `protobuf:"bytes,10,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	// The root that the token names, as in Root.
-	Root          string `protobuf:"bytes,11,opt,name=root,proto3" json:"root,omitempty"`
+	Root string `protobuf:"bytes,11,opt,name=root,proto3" json:"root,omitempty"`
+	// The only person that may join with it; empty: any.
+	Name          string `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1432,6 +1435,130 @@ func (x *TokenRecord) GetRoot() string {
 	return ""
 }
 
+func (x *TokenRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// IdentityRecord is what the master keeps on disk of an identity that was given: it belongs to whom it was given, for as long as
+// a certificate of it is of any use. The certificates themselves aren't kept.
+type IdentityRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "agent" or "user", as in the identity's URI.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Role Role   `protobuf:"varint,3,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	// The token that it was given for, and when; unset where that was before there were such records.
+	TokenId string                 `protobuf:"bytes,4,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	GivenAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=given_at,json=givenAt,proto3" json:"given_at,omitempty"`
+	// SHA-256 of the key that it was given to (as a SubjectPublicKeyInfo, DER) and the name. The key is another after each renewal.
+	Holder []byte `protobuf:"bytes,6,opt,name=holder,proto3" json:"holder,omitempty"`
+	// It was given for the token that the master leaves for agents of its own host.
+	Local bool `protobuf:"varint,7,opt,name=local,proto3" json:"local,omitempty"`
+	// When the last certificate ends, less a day at most: not each renewal is written down.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Certificates that were made before this, a whole second, are of one whose identity was given to another since, and aren't renewed; unset:
+	// there are none.
+	CertificatesSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=certificates_since,json=certificatesSince,proto3" json:"certificates_since,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *IdentityRecord) Reset() {
+	*x = IdentityRecord{}
+	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentityRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentityRecord) ProtoMessage() {}
+
+func (x *IdentityRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentityRecord.ProtoReflect.Descriptor instead.
+func (*IdentityRecord) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *IdentityRecord) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *IdentityRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *IdentityRecord) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *IdentityRecord) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *IdentityRecord) GetGivenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GivenAt
+	}
+	return nil
+}
+
+func (x *IdentityRecord) GetHolder() []byte {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *IdentityRecord) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+func (x *IdentityRecord) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *IdentityRecord) GetCertificatesSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificatesSince
+	}
+	return nil
+}
+
 // BanRecord keeps an agent out of the grid.
 type BanRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1445,7 +1572,7 @@ type BanRecord struct {
 
 func (x *BanRecord) Reset() {
 	*x = BanRecord{}
-	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	mi := &file_sutra_v1_model_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1584,7 @@ func (x *BanRecord) String() string {
 func (*BanRecord) ProtoMessage() {}
 
 func (x *BanRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	mi := &file_sutra_v1_model_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1597,7 @@ func (x *BanRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanRecord.ProtoReflect.Descriptor instead.
 func (*BanRecord) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{9}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BanRecord) GetAgentId() string {
@@ -1619,7 +1746,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\x04R\bposition\x12\x18\n" +
-	"\askipped\x18\x03 \x01(\x04R\askipped\"\x81\x03\n" +
+	"\askipped\x18\x03 \x01(\x04R\askipped\"\x95\x03\n" +
 	"\vTokenRecord\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12#\n" +
 	"\rsecret_sha256\x18\x02 \x01(\fR\fsecretSha256\x12\"\n" +
@@ -1635,7 +1762,19 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"created_by\x18\t \x01(\tR\tcreatedBy\x12\x17\n" +
 	"\aused_by\x18\n" +
 	" \x03(\fR\x06usedBy\x12\x12\n" +
-	"\x04root\x18\v \x01(\tR\x04root\"\x94\x01\n" +
+	"\x04root\x18\v \x01(\tR\x04root\x12\x12\n" +
+	"\x04name\x18\f \x01(\tR\x04name\"\xe2\x02\n" +
+	"\x0eIdentityRecord\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\x12\x19\n" +
+	"\btoken_id\x18\x04 \x01(\tR\atokenId\x125\n" +
+	"\bgiven_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\agivenAt\x12\x16\n" +
+	"\x06holder\x18\x06 \x01(\fR\x06holder\x12\x14\n" +
+	"\x05local\x18\a \x01(\bR\x05local\x129\n" +
+	"\n" +
+	"expires_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12I\n" +
+	"\x12certificates_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x11certificatesSince\"\x94\x01\n" +
 	"\tBanRecord\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
@@ -1683,7 +1822,7 @@ func file_sutra_v1_model_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_sutra_v1_model_proto_goTypes = []any{
 	(Phase)(0),                    // 0: sutra.v1.Phase
 	(Desired)(0),                  // 1: sutra.v1.Desired
@@ -1699,45 +1838,50 @@ var file_sutra_v1_model_proto_goTypes = []any{
 	(*LogRange)(nil),              // 11: sutra.v1.LogRange
 	(*LogChunk)(nil),              // 12: sutra.v1.LogChunk
 	(*TokenRecord)(nil),           // 13: sutra.v1.TokenRecord
-	(*BanRecord)(nil),             // 14: sutra.v1.BanRecord
-	nil,                           // 15: sutra.v1.Agent.LabelsEntry
-	nil,                           // 16: sutra.v1.ProcessRecord.CgroupsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
-	(Role)(0),                     // 19: sutra.v1.Role
+	(*IdentityRecord)(nil),        // 14: sutra.v1.IdentityRecord
+	(*BanRecord)(nil),             // 15: sutra.v1.BanRecord
+	nil,                           // 16: sutra.v1.Agent.LabelsEntry
+	nil,                           // 17: sutra.v1.ProcessRecord.CgroupsEntry
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(Role)(0),                     // 20: sutra.v1.Role
 }
 var file_sutra_v1_model_proto_depIdxs = []int32{
 	0,  // 0: sutra.v1.Node.phase:type_name -> sutra.v1.Phase
 	1,  // 1: sutra.v1.Node.desired:type_name -> sutra.v1.Desired
 	2,  // 2: sutra.v1.Node.health:type_name -> sutra.v1.NodeHealth
-	17, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	18, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 4: sutra.v1.Node.last_exit:type_name -> sutra.v1.Exit
-	17, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
+	18, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
 	4,  // 6: sutra.v1.Node.memory_limit:type_name -> sutra.v1.Enforcement
 	6,  // 7: sutra.v1.Node.usage:type_name -> sutra.v1.Usage
-	17, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
-	18, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
-	17, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	18, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
+	19, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
+	18, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
 	3,  // 11: sutra.v1.Agent.health:type_name -> sutra.v1.AgentHealth
-	17, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
-	15, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
+	18, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
+	16, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
 	5,  // 14: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
-	17, // 15: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
-	17, // 16: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
+	18, // 15: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
+	18, // 16: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
 	5,  // 17: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
-	17, // 18: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
+	18, // 18: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 19: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
-	16, // 20: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
-	17, // 21: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
-	19, // 22: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
-	17, // 23: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
-	17, // 24: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
-	17, // 25: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	17, // 20: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
+	18, // 21: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
+	20, // 22: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
+	18, // 23: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
+	18, // 24: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
+	20, // 25: sutra.v1.IdentityRecord.role:type_name -> sutra.v1.Role
+	18, // 26: sutra.v1.IdentityRecord.given_at:type_name -> google.protobuf.Timestamp
+	18, // 27: sutra.v1.IdentityRecord.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 28: sutra.v1.IdentityRecord.certificates_since:type_name -> google.protobuf.Timestamp
+	18, // 29: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_model_proto_init() }
@@ -1753,7 +1897,7 @@ func file_sutra_v1_model_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_model_proto_rawDesc), len(file_sutra_v1_model_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
