@@ -2,6 +2,8 @@ package e2e_test
 
 import (
 	"crypto/ecdsa"
+	"crypto/x509"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -384,5 +386,67 @@ func TestTokenOfTheMastersHost(t *testing.T) {
 	restarted(t, g, "agent-a", "again")
 	if _, err := joinAs(t, g, left(), newKey(t), "agent-c", asAgent); err != nil {
 		t.Errorf("from this host: %v", err)
+	}
+}
+
+// Agents and people are renewed, also where their certificate has expired, and masters aren't; whom a renewal or a token has made what
+// is on record.
+func TestRenewalsAreOnRecord(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	_, grid := g.Authority()
+	keys := stolen(t, g)
+	expired := func(path, role string) *sutrav1.RenewRequest {
+		t.Helper()
+		cert := keys.forge(grid, func(c *x509.Certificate) {
+			c.URIs[0].Path, c.NotAfter = path, time.Now().Add(-time.Second)
+			if c.Subject.Organization = nil; role != "" {
+				c.Subject.Organization = []string{role}
+			}
+		})
+		request, err := pki.Request(cert.PrivateKey.(*ecdsa.PrivateKey))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &sutrav1.RenewRequest{CertificateRequest: request, ExpiredChain: cert.Certificate}
+	}
+	_, request, err := pki.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := &sutrav1.RenewRequest{CertificateRequest: request}
+	nobody := sutrav1.NewGridMasterClient(dialFrom(t, g, "127.0.0.2", nil))
+	for _, c := range []struct {
+		by   sutrav1.GridMasterClient
+		req  *sutrav1.RenewRequest
+		want rpc.Reason
+	}{
+		{as(t, g, pki.AgentIdentity(grid, "a1")), live, ""},
+		{as(t, g, pki.UserIdentity(grid, "olga", sutrav1.Role_ROLE_OPERATOR)), live, ""},
+		{as(t, g, pki.MasterIdentity(grid, "m")), live, rpc.PermissionDenied},
+		{nobody, expired("/agent/a2", ""), ""},
+		{nobody, expired("/user/vera", "viewer"), ""},
+		{nobody, expired("/master/m", ""), rpc.PermissionDenied},
+	} {
+		if _, err := c.by.Renew(t.Context(), c.req); rpc.ReasonOf(err) != c.want {
+			t.Errorf("renewal: %v, want %q", err, c.want)
+		}
+	}
+	if _, err := joinAs(t, g, personsToken(t, g, "admin"), newKey(t), "ada", asPerson); err != nil {
+		t.Fatal(err)
+	}
+	_, all := onRecord(t, filepath.Join(g.Home, "master", "audit.log"))
+	var told []string
+	for _, one := range all {
+		if method := one["method"]; method == "Renew" || method == "Enroll" {
+			what, _ := one["what"].(map[string]any)
+			told = append(told, fmt.Sprint(method, " by ", one["who"], ": ", what["name"], ", ", what["role"]))
+		}
+	}
+	if want := []string{
+		"Renew by agent a1: a1, agent", "Renew by user olga: olga, operator", "Renew by nobody: a2, agent", "Renew by nobody: vera, viewer", "Enroll by nobody: ada, admin",
+	}; !slices.Equal(told, want) {
+		t.Errorf("on record is\n%s\nwant\n%s", strings.Join(told, "\n"), strings.Join(want, "\n"))
 	}
 }

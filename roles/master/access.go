@@ -198,6 +198,10 @@ func (s *service) Renew(ctx context.Context, req *sutrav1.RenewRequest) (*sutrav
 		}
 		cert = chain[0]
 	}
+	if id.Kind != pki.Agent && id.Kind != pki.User {
+		return nil, rpc.Errorf(rpc.PermissionDenied, "%s isn't renewed: a master makes its own certificates", id).
+			WithHint("where one has expired, start that master again")
+	}
 	if why := s.access.banned(id); why != nil {
 		return nil, rpc.IsBanned(id, why)
 	}
@@ -209,7 +213,7 @@ func (s *service) Renew(ctx context.Context, req *sutrav1.RenewRequest) (*sutrav
 	if err := s.holds(ctx, id, cert, time.Now()); err != nil {
 		return nil, err
 	}
-	return &sutrav1.RenewResponse{Certificates: certificates}, nil
+	return &sutrav1.RenewResponse{Certificates: certificates, Name: id.Name, Role: id.Role}, nil
 }
 
 // CreateToken: draw a secret, keep its hash.

@@ -372,8 +372,11 @@ func (x *RenewRequest) GetExpiredChain() [][]byte {
 }
 
 type RenewResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Certificates  *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Certificates *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	// Whose they are: an agent's agent_id or a user's name, and the role.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Role          Role   `protobuf:"varint,3,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -413,6 +416,20 @@ func (x *RenewResponse) GetCertificates() *Certificates {
 		return x.Certificates
 	}
 	return nil
+}
+
+func (x *RenewResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RenewResponse) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
 }
 
 type CreateTokenRequest struct {
@@ -2848,9 +2865,11 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\"d\n" +
 	"\fRenewRequest\x12/\n" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\x12#\n" +
-	"\rexpired_chain\x18\x02 \x03(\fR\fexpiredChain\"K\n" +
+	"\rexpired_chain\x18\x02 \x03(\fR\fexpiredChain\"\x83\x01\n" +
 	"\rRenewResponse\x12:\n" +
-	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\"\xa8\x01\n" +
+	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"\xa8\x01\n" +
 	"\x12CreateTokenRequest\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
 	"\x04uses\x18\x02 \x01(\rR\x04uses\x12\x19\n" +
@@ -3154,93 +3173,94 @@ var file_sutra_v1_grid_master_proto_depIdxs = []int32{
 	4,  // 1: sutra.v1.EnrollResponse.certificates:type_name -> sutra.v1.Certificates
 	53, // 2: sutra.v1.EnrollResponse.role:type_name -> sutra.v1.Role
 	4,  // 3: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
-	54, // 4: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	53, // 5: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
-	9,  // 6: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
-	53, // 7: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
-	55, // 8: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	55, // 9: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 10: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
-	19, // 11: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
-	55, // 12: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
-	55, // 13: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
-	55, // 14: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
-	55, // 15: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 16: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	18, // 17: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	18, // 18: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	56, // 19: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	57, // 20: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	54, // 21: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	57, // 22: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
-	29, // 23: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
-	58, // 24: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
-	57, // 25: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 26: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 27: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
-	57, // 28: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
-	0,  // 29: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	55, // 30: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	57, // 31: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	56, // 32: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
-	1,  // 33: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	55, // 34: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	51, // 35: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	52, // 36: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	55, // 37: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
-	55, // 38: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	55, // 39: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
-	59, // 40: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	60, // 41: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	26, // 42: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	28, // 43: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	31, // 44: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 45: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 46: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 47: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 48: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 49: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 50: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 51: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	20, // 52: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
-	22, // 53: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
-	24, // 54: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
-	33, // 55: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	35, // 56: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	37, // 57: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	39, // 58: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	41, // 59: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	43, // 60: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	45, // 61: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	47, // 62: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	49, // 63: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	27, // 64: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	30, // 65: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	32, // 66: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 67: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 68: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 69: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 70: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 71: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 72: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 73: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	21, // 74: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
-	23, // 75: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
-	25, // 76: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
-	34, // 77: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	36, // 78: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	38, // 79: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	40, // 80: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	42, // 81: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	44, // 82: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	46, // 83: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	48, // 84: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	50, // 85: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	64, // [64:86] is the sub-list for method output_type
-	42, // [42:64] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	53, // 4: sutra.v1.RenewResponse.role:type_name -> sutra.v1.Role
+	54, // 5: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	53, // 6: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
+	9,  // 7: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
+	53, // 8: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
+	55, // 9: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	55, // 10: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 11: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
+	19, // 12: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
+	55, // 13: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
+	55, // 14: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
+	55, // 15: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
+	55, // 16: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 17: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	18, // 18: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	18, // 19: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	56, // 20: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	57, // 21: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	54, // 22: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	57, // 23: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	29, // 24: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
+	58, // 25: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	57, // 26: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 27: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 28: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	57, // 29: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	0,  // 30: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
+	55, // 31: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	57, // 32: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	56, // 33: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	1,  // 34: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
+	55, // 35: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51, // 36: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	52, // 37: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	55, // 38: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
+	55, // 39: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	55, // 40: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
+	59, // 41: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	60, // 42: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	26, // 43: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	28, // 44: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	31, // 45: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 46: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 47: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 48: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 49: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 50: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 51: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 52: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	20, // 53: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
+	22, // 54: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
+	24, // 55: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
+	33, // 56: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	35, // 57: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	37, // 58: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	39, // 59: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	41, // 60: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	43, // 61: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	45, // 62: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	47, // 63: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	49, // 64: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	27, // 65: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	30, // 66: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	32, // 67: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 68: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 69: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 70: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 71: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 72: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 73: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 74: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	21, // 75: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
+	23, // 76: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
+	25, // 77: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
+	34, // 78: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	36, // 79: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	38, // 80: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	40, // 81: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	42, // 82: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	44, // 83: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	46, // 84: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	48, // 85: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	50, // 86: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	65, // [65:87] is the sub-list for method output_type
+	43, // [43:65] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }

@@ -63,8 +63,8 @@ type GridMasterClient interface {
 	// used a second time. An identity that was given belongs to whom it was given; only a token that was made for it gives it to another,
 	// and then the certificates from before aren't renewed any more.
 	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error)
-	// Renew gives the caller's identity another certificate. One whose certificate expired, not too long ago, proves
-	// by its old key who it is.
+	// Renew gives the caller's identity, an agent's or a person's, another certificate. One whose certificate expired, not too long ago, proves
+	// by its old key who it is. Masters make their own.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 	// CreateToken makes a join token. It isn't tried again: the answer alone has the secret.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
@@ -360,8 +360,8 @@ type GridMasterServer interface {
 	// used a second time. An identity that was given belongs to whom it was given; only a token that was made for it gives it to another,
 	// and then the certificates from before aren't renewed any more.
 	Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error)
-	// Renew gives the caller's identity another certificate. One whose certificate expired, not too long ago, proves
-	// by its old key who it is.
+	// Renew gives the caller's identity, an agent's or a person's, another certificate. One whose certificate expired, not too long ago, proves
+	// by its old key who it is. Masters make their own.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	// CreateToken makes a join token. It isn't tried again: the answer alone has the secret.
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
