@@ -166,7 +166,7 @@ func (s *service) redeem(t *sutrav1.TokenRecord, secret []byte, known *sutrav1.I
 	}
 	if !again && !t.GetLocal() {
 		t.UsesLeft--
-		t.UsedBy = append(t.UsedBy, holder)
+		t.UsedBy, t.LastUsedAt = append(t.UsedBy, holder), timestamppb.New(now)
 	}
 	if !has {
 		return s.give(t, known, id, holder, now), nil

@@ -1323,7 +1323,9 @@ type TokenRecord struct {
 	// The root that the token names, as in Root.
 	Root string `protobuf:"bytes,11,opt,name=root,proto3" json:"root,omitempty"`
 	// The only person that may join with it; empty: any.
-	Name          string `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`
+	// When somebody has joined with it last; unset: nobody has.
+	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1440,6 +1442,13 @@ func (x *TokenRecord) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *TokenRecord) GetLastUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedAt
+	}
+	return nil
 }
 
 // IdentityRecord is what the master keeps on disk of an identity that was given: it belongs to whom it was given, for as long as
@@ -1746,7 +1755,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\x04R\bposition\x12\x18\n" +
-	"\askipped\x18\x03 \x01(\x04R\askipped\"\x95\x03\n" +
+	"\askipped\x18\x03 \x01(\x04R\askipped\"\xd3\x03\n" +
 	"\vTokenRecord\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12#\n" +
 	"\rsecret_sha256\x18\x02 \x01(\fR\fsecretSha256\x12\"\n" +
@@ -1763,7 +1772,9 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\aused_by\x18\n" +
 	" \x03(\fR\x06usedBy\x12\x12\n" +
 	"\x04root\x18\v \x01(\tR\x04root\x12\x12\n" +
-	"\x04name\x18\f \x01(\tR\x04name\"\xe2\x02\n" +
+	"\x04name\x18\f \x01(\tR\x04name\x12<\n" +
+	"\flast_used_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastUsedAt\"\xe2\x02\n" +
 	"\x0eIdentityRecord\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -1872,16 +1883,17 @@ var file_sutra_v1_model_proto_depIdxs = []int32{
 	20, // 22: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
 	18, // 23: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
 	18, // 24: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
-	20, // 25: sutra.v1.IdentityRecord.role:type_name -> sutra.v1.Role
-	18, // 26: sutra.v1.IdentityRecord.given_at:type_name -> google.protobuf.Timestamp
-	18, // 27: sutra.v1.IdentityRecord.expires_at:type_name -> google.protobuf.Timestamp
-	18, // 28: sutra.v1.IdentityRecord.certificates_since:type_name -> google.protobuf.Timestamp
-	18, // 29: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	18, // 25: sutra.v1.TokenRecord.last_used_at:type_name -> google.protobuf.Timestamp
+	20, // 26: sutra.v1.IdentityRecord.role:type_name -> sutra.v1.Role
+	18, // 27: sutra.v1.IdentityRecord.given_at:type_name -> google.protobuf.Timestamp
+	18, // 28: sutra.v1.IdentityRecord.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 29: sutra.v1.IdentityRecord.certificates_since:type_name -> google.protobuf.Timestamp
+	18, // 30: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_model_proto_init() }
