@@ -215,7 +215,10 @@ func TestTwoAgentsWithOneID(t *testing.T) {
 	if n := len(g.Nodes(false)) + len(g.NodeProcesses()); n != 0 {
 		t.Errorf("the refused spawns left %d nodes or processes", n)
 	}
-	second := g.LaunchAgent("a1-second", file, "--home", elsewhere, "--join-token", g.Token())
+	// While it is away its id is still its own.
+	refusedAtStart(t, g, 7, []string{"agent id a1 is taken: it was given a certificate at ", "(AGENT_ID_TAKEN)", "sutra token create --agent-id a1"},
+		"agent", "--config", file, "--home", elsewhere, "--join-token", g.Token())
+	second := g.LaunchAgent("a1-second", file, "--home", elsewhere, "--join-token", g.TokenFor("a1"))
 	g.AwaitAgent("a1", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
 	g.Spawn(&sutrav1.SpawnNodeRequest{AgentId: "a1", Profile: "sleep"})
 	// The first one's turn to be refused.

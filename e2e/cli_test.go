@@ -34,7 +34,7 @@ var verbs = map[string][]string{
 	"smoke":       {"--agent", "--profile", "--master", "--output"},
 	"login":       {"--master", "--token", "--name"},
 
-	"token create": {"--role", "--ttl", "--uses", "--agent-id", "--master", "--output"},
+	"token create": {"--role", "--ttl", "--uses", "--agent-id", "--name", "--master", "--output"},
 	"token list":   {"--master", "--output"},
 	"token revoke": {"--master", "--output"},
 	"agents ban":   {"--reason", "--master", "--output"},

@@ -118,7 +118,7 @@ func TestReplacedHost(t *testing.T) {
 	old.Signal(syscall.SIGSTOP)
 	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_OFFLINE)
 
-	other := g.LaunchAgent("other-host", g.AgentFile("agent-001", sleepProfile+monitoring), "--home", g.Dir+"/other", "--join-token", g.Token())
+	other := g.LaunchAgent("other-host", g.AgentFile("agent-001", sleepProfile+monitoring), "--home", g.Dir+"/other", "--join-token", g.TokenFor("agent-001"))
 	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
 	shown := g.AwaitNode(node.GetNodeId(), "to be somewhere else", func(n *sutrav1.Node) bool {
 		return n.GetPhase() == sutrav1.Phase_PHASE_UNKNOWN && strings.Contains(n.GetReason(), "another one now")

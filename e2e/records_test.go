@@ -144,7 +144,7 @@ func TestRefusedAgentTakesNoNodesAlong(t *testing.T) {
 	first.Kill()
 	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_OFFLINE) // else nobody else gets its id
 	file := filepath.Join(g.Dir, "agent-001.toml")
-	other := g.LaunchAgent("other", file, "--home", filepath.Join(g.Dir, "other"), "--join-token", g.Token())
+	other := g.LaunchAgent("other", file, "--home", filepath.Join(g.Dir, "other"), "--join-token", g.TokenFor("agent-001"))
 	harness.Await(t, "the other one to have the id", func() error { return logSays(other, "registered with the master") })
 	refused := g.LaunchAgent("refused", file, "--stop-nodes")
 	harness.Await(t, "the refusal", func() error {

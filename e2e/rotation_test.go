@@ -139,7 +139,7 @@ func TestMoveToAnotherRoot(t *testing.T) {
 	launch("agent-d")
 	harness.Await(t, "the agent to be told", func() error { return logSays(agents["agent-d"], "sutra token create on its master's host") })
 	agents["agent-d"].Kill()
-	launch("agent-d", "--join-token", g.Token())
+	launch("agent-d", "--join-token", g.TokenFor("agent-d"))
 	g.AwaitAgent("agent-d", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
 	takenUp(t, g, nodes)
 	// And once more.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -599,5 +600,28 @@ func TestInsecure(t *testing.T) {
 	if r := g.Run("list-agents"); r.Code == 0 || !strings.Contains(r.Stderr, "doesn't speak TLS") {
 		t.Errorf("a secure client of an insecure master: %+v", r)
 	}
+	// Nobody gets there what would be good when the grid is secure again.
+	for _, args := range [][]string{
+		{"token", "create", "--role", "admin"}, {"token", "revoke", "d4k2v8"}, {"agents", "ban", "a"}, {"agents", "unban", "a"},
+		{"ca", "rotate"}, {"ca", "rotate", "--apply"}, {"ca", "retire", "--apply"},
+	} {
+		refused(t, g, 7, "IN_THE_CLEAR", []string{"--insecure", "hint: "}, append([]string{"--insecure"}, args...)...)
+	}
+	endpoint := regexp.MustCompile(`"listen":"([^"]+)"`).FindSubmatch(master.Log())
+	channel := rpc.Master(string(endpoint[1]), nil, nil)
+	defer channel.Close()
+	_, request, err := pki.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := sutrav1.NewGridMasterClient(channel)
+	if _, err := client.Enroll(t.Context(), &sutrav1.EnrollRequest{Name: "mallory", CertificateRequest: request}); rpc.ReasonOf(err) != rpc.InTheClear {
+		t.Errorf("Enroll in the clear: %v", err)
+	}
+	if _, err := client.Renew(t.Context(), &sutrav1.RenewRequest{CertificateRequest: request}); rpc.ReasonOf(err) != rpc.InTheClear {
+		t.Errorf("Renew in the clear: %v", err)
+	}
+	g.MustRun("token", "list", "--insecure")
 	absent(t, filepath.Join(g.Home, "credentials"))
+	absent(t, filepath.Join(g.Home, "master", "pki"))
 }

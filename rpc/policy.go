@@ -21,6 +21,8 @@ type Policy struct {
 	Roles []sutrav1.Role
 	// Mutates methods are put on record, with who called them.
 	Mutates bool
+	// SecureOnly methods are refused in the clear.
+	SecureOnly bool
 }
 
 // policies maps "/sutra.v1.GridMaster/SpawnNode" and its like to what their
@@ -56,7 +58,9 @@ func read(m protoreflect.MethodDescriptor) (Policy, bool) {
 		return Policy{}, false
 	}
 	p := proto.GetExtension(m.Options(), sutrav1.E_Policy).(*sutrav1.Policy)
-	return Policy{Timeout: p.GetTimeout().AsDuration(), RetrySafe: p.GetRetrySafe(), Roles: p.GetRoles(), Mutates: p.GetMutates()}, true
+	return Policy{
+		Timeout: p.GetTimeout().AsDuration(), RetrySafe: p.GetRetrySafe(), Roles: p.GetRoles(), Mutates: p.GetMutates(), SecureOnly: p.GetSecureOnly(),
+	}, true
 }
 
 // PolicyOf returns the policy of a method given as "/package.Service/Method".

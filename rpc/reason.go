@@ -27,6 +27,7 @@ const (
 	PortInUse    Reason = "PORT_IN_USE"
 	PathInUse    Reason = "PATH_IN_USE"
 	AgentIDTaken Reason = "AGENT_ID_TAKEN"
+	NameTaken    Reason = "NAME_TAKEN"
 
 	AgentFull           Reason = "AGENT_FULL"
 	NoFreePort          Reason = "NO_FREE_PORT"
@@ -44,6 +45,7 @@ const (
 	RotationUnderWay Reason = "ROTATION_UNDER_WAY"
 	NoRotation       Reason = "NO_ROTATION"
 	AgentsLeft       Reason = "AGENTS_LEFT"
+	InTheClear       Reason = "IN_THE_CLEAR"
 	NodeDiedEarly    Reason = "NODE_DIED_EARLY"
 	StoppedMeanwhile Reason = "STOPPED_MEANWHILE"
 
@@ -80,6 +82,7 @@ func Codes() map[Reason]codes.Code {
 		PortInUse:           codes.AlreadyExists,
 		PathInUse:           codes.AlreadyExists,
 		AgentIDTaken:        codes.AlreadyExists,
+		NameTaken:           codes.AlreadyExists,
 		AgentFull:           codes.ResourceExhausted,
 		NoFreePort:          codes.ResourceExhausted,
 		MemoryOverCommitted: codes.ResourceExhausted,
@@ -95,6 +98,7 @@ func Codes() map[Reason]codes.Code {
 		RotationUnderWay:    codes.FailedPrecondition,
 		NoRotation:          codes.FailedPrecondition,
 		AgentsLeft:          codes.FailedPrecondition,
+		InTheClear:          codes.FailedPrecondition,
 		NodeDiedEarly:       codes.Aborted,
 		StoppedMeanwhile:    codes.Aborted,
 		Unauthenticated:     codes.Unauthenticated,

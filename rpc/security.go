@@ -192,10 +192,14 @@ func (a *admission) expel() {
 
 // authorize tells whether a caller may make a call. What no rule allows is refused.
 func (g Guard) authorize(method string, caller Caller, request any, now time.Time) *Error {
+	policy, ok := PolicyOf(method)
 	if g.Credentials == nil {
+		if policy.SecureOnly {
+			return Errorf(InTheClear, "this grid runs in the clear (--insecure), where nobody is known: %s is refused to all", shortName(method)).
+				WithHint("start its master, agents and clients without --insecure")
+		}
 		return nil
 	}
-	policy, ok := PolicyOf(method)
 	if !ok {
 		return Errorf(PermissionDenied, "%s is no method of the grid", method)
 	}

@@ -176,6 +176,20 @@ func TestEveryMethodAndEveryCaller(t *testing.T) {
 	}
 }
 
+// In the clear nobody is given anything that lasts: what is about who may come in is refused, and all else is let through.
+func TestWhatIsRefusedInTheClear(t *testing.T) {
+	for method, m := range methods() {
+		policy, _ := PolicyOf(method)
+		admits := mayCall[method] == "anyone" || mayCall[method] == "admin" && policy.Mutates
+		switch got := (Guard{}).authorize(method, callerOf(context.Background()), request(t, m, "agent-001"), time.Now()); {
+		case (got != nil) != policy.SecureOnly, admits && got == nil:
+			t.Errorf("%s: %v, want it refused: %t", method, got, policy.SecureOnly || admits)
+		case got != nil && (got.Reason != InTheClear || got.Code() != codes.FailedPrecondition || !strings.Contains(got.Message, shortName(method)) || got.Hint == ""):
+			t.Errorf("%s: %+v", method, got)
+		}
+	}
+}
+
 // What an agent may call it may call for itself alone: each such request must name an agent, and none may be a stream,
 // whose request isn't known when it is admitted.
 func TestAgentsSpeakForThemselves(t *testing.T) {

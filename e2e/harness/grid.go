@@ -129,10 +129,20 @@ func (g *Grid) As(id pki.Identity) func() []*pki.Credentials {
 	return func() []*pki.Credentials { return []*pki.Credentials{c} }
 }
 
-// Token is a join token of this grid for one agent.
+// Token is a join token of this grid for one agent, of whatever id that is free.
 func (g *Grid) Token() string {
 	g.t.Helper()
 	resp, err := g.Client().CreateToken(g.t.Context(), &sutrav1.CreateTokenRequest{})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return resp.GetSecret()
+}
+
+// TokenFor is a join token of this grid for one agent, whether or not there was one of that id.
+func (g *Grid) TokenFor(agentID string) string {
+	g.t.Helper()
+	resp, err := g.Client().CreateToken(g.t.Context(), &sutrav1.CreateTokenRequest{AgentId: agentID})
 	if err != nil {
 		g.t.Fatal(err)
 	}

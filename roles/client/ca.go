@@ -46,7 +46,8 @@ already`,
 				Usage:     "trust the root before the newest no more; without --apply only say who would be cut off",
 				UsageText: "sutra ca retire [--apply [--force]]",
 				Description: `Connections, identities and join tokens by the root before the newest are good for nothing from then on. Whoever is cut off
-joins anew with a token: sutra agent --join-token, sutra login. An agent's nodes run on.
+joins anew with a token that is made for it: sutra token create --agent-id or --name, then sutra agent --join-token or sutra login.
+An agent's nodes run on.
 
 Exit codes: 0 done, or it could be; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 not allowed; 7 the grid isn't
 moving, or agents would be cut off`,

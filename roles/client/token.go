@@ -33,20 +33,23 @@ func (c *client) tokenCreateCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "create",
 		Usage:     "make a join token",
-		UsageText: "sutra token create [--role agent|operator|viewer|admin] [--ttl 24h] [--uses 1] [--agent-id ID]",
-		Description: `It is shown once: the grid keeps its hash alone.
+		UsageText: "sutra token create [--role agent|operator|viewer|admin] [--ttl 24h] [--uses 1] [--agent-id ID] [--name NAME]",
+		Description: `It is shown once: the grid keeps its hash alone. An agent's id or a person's name that was given already is given again only for a
+token that is made for it. Whose it was before then gets no further certificates, and is out within a day.
 
 Examples:
   T=$(sutra token create)                        for: sutra agent --config agent.toml --join-token "$T"
-  sutra token create --agent-id agent-007        no other agent may join with it
+  sutra token create --agent-id agent-007        no other agent may join with it, and that one also if it has lost its identity
   sutra token create --role viewer               for: sutra login --master HOST:7000 --token TOKEN
+  sutra token create --role viewer --name anna   for: sutra login --master HOST:7000 --token TOKEN --name anna
 
 Exit codes: 0 made; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 not allowed`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "role", Value: "agent", Usage: "what those who join are to be: `ROLE` agent, operator, viewer or admin"},
 			&cli.DurationFlag{Name: "ttl", Value: 24 * time.Hour, Usage: "`TIME` for which it is good"},
 			&cli.UintFlag{Name: "uses", Value: 1, Usage: "how `MANY` may join with it"},
-			&cli.StringFlag{Name: "agent-id", Usage: "the only `AGENT` that may join with it (default: any)"},
+			&cli.StringFlag{Name: "agent-id", Usage: "the only `AGENT` that may join with it (default: any whose id is free)"},
+			&cli.StringFlag{Name: "name", Usage: "the only `PERSON` that may join with it (default: any whose name is free)"},
 		},
 		Action: c.verb("", createToken),
 	}
@@ -60,14 +63,17 @@ func createToken(cctx *cli.Context, s *session) error {
 		return &UsageError{Message: fmt.Sprintf("there is no role %q", cctx.String("role")), Hint: "--role is agent, operator, viewer or admin"}
 	}
 	response, err := s.master.CreateToken(cctx.Context, &sutrav1.CreateTokenRequest{
-		Ttl: durationpb.New(cctx.Duration("ttl")), Uses: uint32(min(cctx.Uint("uses"), 1<<31)), AgentId: cctx.String("agent-id"), Role: role,
+		Ttl: durationpb.New(cctx.Duration("ttl")), Uses: uint32(min(cctx.Uint("uses"), 1<<31)), AgentId: cctx.String("agent-id"), Name: cctx.String("name"), Role: role,
 	})
 	if err != nil {
 		return err
 	}
-	if role == sutrav1.Role_ROLE_AGENT {
+	switch name := response.GetToken().GetName(); {
+	case role == sutrav1.Role_ROLE_AGENT:
 		s.tell("on the agent's host: sutra agent --config agent.toml --join-token TOKEN")
-	} else {
+	case name != "":
+		s.tell("on the other host: sutra login --master HOST:PORT --token TOKEN --name " + clean(name))
+	default:
 		s.tell("on the other host: sutra login --master HOST:PORT --token TOKEN")
 	}
 	return s.show(response, func() string { return response.GetSecret() + "\n" })
@@ -75,11 +81,14 @@ func createToken(cctx *cli.Context, s *session) error {
 
 func (c *client) tokenListCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "list",
-		Usage:       "list the join tokens, without their secrets",
-		UsageText:   "sutra token list",
-		Description: `Exit codes: 0 the master answered; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 not allowed`,
-		Action:      c.verb("", listTokens),
+		Name:      "list",
+		Usage:     "list the join tokens, without their secrets",
+		UsageText: "sutra token list",
+		Description: `One that has expired or was used up is listed for another day. The one for the master's host is that which the master leaves for agents
+there; where it is revoked, the master makes another at its next start.
+
+Exit codes: 0 the master answered; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 not allowed`,
+		Action: c.verb("", listTokens),
 	}
 }
 
@@ -93,10 +102,14 @@ func listTokens(cctx *cli.Context, s *session) error {
 		return nil
 	}
 	return s.show(response, func() string {
-		t := header("TOKEN", "ROLE", "AGENT", "USES-LEFT", "EXPIRES", "MADE-BY")
+		t := header("TOKEN", "ROLE", "FOR", "USES-LEFT", "EXPIRES", "MADE-BY")
 		for _, tok := range response.GetTokens() {
-			t.add(text(tok.GetTokenId()), text(strings.ToLower(strings.TrimPrefix(tok.GetRole().String(), "ROLE_"))), text(tok.GetAgentId()),
-				text(fmt.Sprint(tok.GetUsesLeft())), text(tok.GetExpiresAt().AsTime().UTC().Format(time.RFC3339)), text(tok.GetCreatedBy()))
+			whom, uses, end := tok.GetAgentId()+tok.GetName(), fmt.Sprint(tok.GetUsesLeft()), tok.GetExpiresAt().AsTime().UTC().Format(time.RFC3339)
+			if tok.GetLocal() {
+				whom, uses, end = "master's-host", "any", "never"
+			}
+			t.add(text(tok.GetTokenId()), text(strings.ToLower(strings.TrimPrefix(tok.GetRole().String(), "ROLE_"))), text(whom), text(uses), text(end),
+				text(tok.GetCreatedBy()))
 		}
 		return t.render(s.Color && s.OutTTY)
 	})

@@ -1,6 +1,7 @@
 package master
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -37,7 +38,7 @@ type access struct {
 
 	mu        sync.RWMutex // guards what follows
 	bans      map[whom]*sutrav1.BanRecord
-	authority *pki.Authority
+	authority *pki.Authority // nil: in the clear
 	// certificates are those that agents called with last, since this master's start.
 	certificates map[string]*x509.Certificate
 }
@@ -74,70 +75,89 @@ func (s *service) Enroll(ctx context.Context, req *sutrav1.EnrollRequest) (*sutr
 	if err != nil {
 		return nil, fmt.Errorf("encode the caller's key: %w", err)
 	}
-	joiner := sha256.Sum256(public)
-	var id pki.Identity
-	err = s.store.ChangeToken(ctx, req.GetTokenId(), func(t *sutrav1.TokenRecord) (err error) {
-		id, err = s.redeem(t, req, joiner[:], time.Now())
-		return err
-	})
+	id := pki.UserIdentity(s.access.grid, req.GetName(), sutrav1.Role_ROLE_UNSPECIFIED) // the token says which
+	if req.GetRole() == sutrav1.Role_ROLE_AGENT {
+		id = pki.AgentIdentity(s.access.grid, req.GetName())
+	}
+	holder, own := holderOf(public, req.GetName()), sameHost(ctx)
+	var given *sutrav1.IdentityRecord
+	err = s.store.Join(ctx, req.GetTokenId(), string(id.Kind), id.Name,
+		func(t *sutrav1.TokenRecord, known *sutrav1.IdentityRecord) (_ *sutrav1.IdentityRecord, err error) {
+			if id.Kind == pki.User {
+				id.Role = t.GetRole()
+			}
+			given, err = s.redeem(t, req.GetTokenSecret(), known, id, holder, own, time.Now())
+			return given, err
+		})
 	switch {
 	case errors.Is(err, store.ErrNoToken):
-		return nil, tokenRefused(req.GetTokenId(), "isn't known here: it was revoked, used up long ago, or is of another grid")
+		return nil, tokenRefused(req.GetTokenId(), "isn't known here: it was revoked, it ended or was used up more than a day ago, or it is of another grid")
 	case err != nil && rpc.ReasonOf(err) != rpc.Internal:
 		return nil, err // redeem's word
 	case err != nil:
 		return nil, persisted(err)
+	}
+	if err := settled(ctx, given); err != nil {
+		return nil, err
 	}
 	certificates, err := s.access.certify(req.GetCertificateRequest(), id)
 	if err != nil {
 		return nil, err
 	}
 	s.log.Info().Stringer("identity", id).Str("role", pki.RoleWord(id.Role)).Str("token_id", req.GetTokenId()).Msg("joined the grid")
-	return &sutrav1.EnrollResponse{Certificates: certificates}, nil
+	return &sutrav1.EnrollResponse{Certificates: certificates, Role: id.Role}, nil
 }
 
-// redeem decides what a token gives to the one who asks with it, and takes a use from it.
-func (s *service) redeem(t *sutrav1.TokenRecord, req *sutrav1.EnrollRequest, joiner []byte, now time.Time) (pki.Identity, error) {
+// redeem decides whether a token gives an identity to the one who asks with it, takes a use from it, and returns the identity's record
+// from then on. known is that from before; nil: it is nobody's. own: who asks is on this host.
+func (s *service) redeem(t *sutrav1.TokenRecord, secret []byte, known *sutrav1.IdentityRecord, id pki.Identity, holder []byte, own bool, now time.Time) (*sutrav1.IdentityRecord, error) {
 	var token pki.Token
-	copy(token.Secret[:], req.GetTokenSecret())
-	if len(req.GetTokenSecret()) != len(token.Secret) || !token.Matches(t.GetSecretSha256()) {
-		return pki.Identity{}, tokenRefused(t.GetTokenId(), "has another secret: it was mistyped or made up")
+	copy(token.Secret[:], secret)
+	if len(secret) != len(token.Secret) || !token.Matches(t.GetSecretSha256()) {
+		return nil, tokenRefused(t.GetTokenId(), "has another secret: it was mistyped or made up")
 	}
 	if why := s.access.maker(t); why != nil {
-		return pki.Identity{}, tokenRefused(t.GetTokenId(), "was made by %s, who is banned %v", t.GetCreatedBy(), why)
+		return nil, tokenRefused(t.GetTokenId(), "was made by %s, who is banned %v", t.GetCreatedBy(), why)
 	}
-	again := slices.ContainsFunc(t.GetUsedBy(), func(k []byte) bool { return slices.Equal(k, joiner) })
+	// Who asks once more for what the token gave it has it, unless it was given to another since.
+	has := known.GetTokenId() == t.GetTokenId() && bytes.Equal(known.GetHolder(), holder)
+	again := (has || known == nil) && slices.ContainsFunc(t.GetUsedBy(), func(by []byte) bool { return bytes.Equal(by, holder) })
 	switch {
 	case t.GetExpiresAt() != nil && now.After(t.GetExpiresAt().AsTime()):
-		return pki.Identity{}, tokenRefused(t.GetTokenId(), "expired at %s", t.GetExpiresAt().AsTime().UTC().Format(time.RFC3339))
+		return nil, tokenRefused(t.GetTokenId(), "expired at %s", t.GetExpiresAt().AsTime().UTC().Format(time.RFC3339))
+	case t.GetLocal() && !own:
+		return nil, tokenRefused(t.GetTokenId(), "is for agents of the master's own host, and this one isn't there")
 	case !t.GetLocal() && t.GetUsesLeft() == 0 && !again:
-		return pki.Identity{}, tokenRefused(t.GetTokenId(), "was used up")
-	}
-	id := pki.UserIdentity(s.access.grid, req.GetName(), t.GetRole())
-	if t.GetRole() == sutrav1.Role_ROLE_AGENT {
-		id = pki.AgentIdentity(s.access.grid, req.GetName())
-	}
-	asAgent := req.GetRole() == sutrav1.Role_ROLE_AGENT
-	switch {
-	case asAgent != (id.Kind == pki.Agent):
-		return pki.Identity{}, tokenRefused(t.GetTokenId(), "is for the role %s", pki.RoleWord(t.GetRole()))
+		return nil, tokenRefused(t.GetTokenId(), "was used up")
+	case (t.GetRole() == sutrav1.Role_ROLE_AGENT) != (id.Kind == pki.Agent):
+		return nil, tokenRefused(t.GetTokenId(), "is for the role %s", pki.RoleWord(t.GetRole()))
 	case t.GetAgentId() != "" && t.GetAgentId() != id.Name:
-		return pki.Identity{}, tokenRefused(t.GetTokenId(), "is for agent %s alone, and this is %s", t.GetAgentId(), id.Name)
+		return nil, tokenRefused(t.GetTokenId(), "is for agent %s alone, and this is %s", t.GetAgentId(), id.Name).
+			WithHint("join with a token for it, or for any: sutra token create")
+	case t.GetName() != "" && t.GetName() != id.Name:
+		return nil, tokenRefused(t.GetTokenId(), "is for user %s alone, and this is %s", t.GetName(), id.Name).
+			WithHint("if you are that: sutra login --name %s", t.GetName())
+	case id.Kind == pki.User && isHostAdminName(id.Name):
+		return nil, rpc.Errorf(rpc.NameTaken, "the name %s is that of the admin on the master's own host", id.Name).WithHint("choose another name: sutra login --name NAME")
 	}
 	if why := s.access.banned(id); why != nil {
-		return pki.Identity{}, rpc.IsBanned(id, why)
+		return nil, rpc.IsBanned(id, why)
 	}
-	if id.Kind == pki.Agent && t.GetAgentId() == "" && !again && !t.GetLocal() {
-		// Whoever has a token for any agent must not become one that is there already.
-		if taken := s.registry.Taken(id.Name, now); taken != nil {
-			return pki.Identity{}, taken
+	if alone := t.GetAgentId() != "" || t.GetName() != ""; !has && !alone {
+		// Whoever has a token for anybody must not become one that is there already.
+		if err := s.free(t, known, id, now); err != nil {
+			return nil, err
 		}
 	}
 	if !again && !t.GetLocal() {
 		t.UsesLeft--
-		t.UsedBy = append(t.UsedBy, joiner)
+		t.UsedBy, t.LastUsedAt = append(t.UsedBy, holder), timestamppb.New(now)
 	}
-	return id, nil
+	if !has {
+		return s.give(t, known, id, holder, now), nil
+	}
+	s.note(known, now)
+	return known, nil
 }
 
 func tokenRefused(id, format string, args ...any) *rpc.Error {
@@ -151,7 +171,7 @@ func (s *service) Renew(ctx context.Context, req *sutrav1.RenewRequest) (*sutrav
 	if err != nil {
 		return nil, rpc.Invalid(rpc.Violation{Field: "certificate_request", Description: err.Error()})
 	}
-	id := rpc.CallerOf(ctx)
+	id, cert := rpc.CallerOf(ctx), rpc.CertificateOf(ctx)
 	if id == (pki.Identity{}) {
 		chain, err := pki.ParseCertificates(req.GetExpiredChain())
 		if err == nil {
@@ -159,8 +179,13 @@ func (s *service) Renew(ctx context.Context, req *sutrav1.RenewRequest) (*sutrav
 		}
 		if err != nil {
 			return nil, rpc.Errorf(rpc.Unauthenticated, "who asks to be renewed isn't known: %v", err).
-				WithHint("join anew with a token: sutra token create on the master's host")
+				WithHint("join anew with a token for the same agent, or the same person, on the master's host: sutra token create --agent-id ID, or --name NAME")
 		}
+		cert = chain[0]
+	}
+	if id.Kind != pki.Agent && id.Kind != pki.User {
+		return nil, rpc.Errorf(rpc.PermissionDenied, "%s isn't renewed: a master makes its own certificates", id).
+			WithHint("where one has expired, start that master again")
 	}
 	if why := s.access.banned(id); why != nil {
 		return nil, rpc.IsBanned(id, why)
@@ -169,7 +194,11 @@ func (s *service) Renew(ctx context.Context, req *sutrav1.RenewRequest) (*sutrav
 	if err != nil {
 		return nil, err
 	}
-	return &sutrav1.RenewResponse{Certificates: certificates}, nil
+	// After the certificate was made: so that none is left with one from after another has become its holder.
+	if err := s.holds(ctx, id, cert, time.Now()); err != nil {
+		return nil, err
+	}
+	return &sutrav1.RenewResponse{Certificates: certificates, Name: id.Name, Role: id.Role}, nil
 }
 
 // CreateToken: draw a secret, keep its hash.
@@ -200,6 +229,15 @@ func (s *service) CreateToken(ctx context.Context, req *sutrav1.CreateTokenReque
 			bad.add("agent_id", "is for tokens of the role agent")
 		}
 	}
+	if req.GetName() != "" {
+		bad.id("name", req.GetName())
+		switch {
+		case role == sutrav1.Role_ROLE_AGENT:
+			bad.add("name", "is for tokens of people: with the role viewer, operator or admin")
+		case isHostAdminName(req.GetName()):
+			bad.add("name", "%s is the admin on the master's own host", req.GetName())
+		}
+	}
 	if err := bad.err(); err != nil {
 		return nil, err
 	}
@@ -210,7 +248,7 @@ func (s *service) CreateToken(ctx context.Context, req *sutrav1.CreateTokenReque
 		return nil, err
 	}
 	rec := &sutrav1.TokenRecord{
-		TokenId: token.ID, SecretSha256: token.SecretHash(), Role: role, AgentId: req.GetAgentId(), UsesLeft: uses,
+		TokenId: token.ID, SecretSha256: token.SecretHash(), Role: role, AgentId: req.GetAgentId(), Name: req.GetName(), UsesLeft: uses,
 		CreatedAt: timestamppb.New(now), ExpiresAt: timestamppb.New(now.Add(life)), CreatedBy: caller(ctx),
 		Root: name(root),
 	}
@@ -226,7 +264,7 @@ func caller(ctx context.Context) string { return rpc.CallerOf(ctx).String() }
 func tokenMessage(t *sutrav1.TokenRecord) *sutrav1.JoinToken {
 	return &sutrav1.JoinToken{
 		TokenId: t.GetTokenId(), Role: t.GetRole(), AgentId: t.GetAgentId(), UsesLeft: t.GetUsesLeft(), CreatedAt: t.GetCreatedAt(),
-		ExpiresAt: t.GetExpiresAt(), CreatedBy: t.GetCreatedBy(),
+		ExpiresAt: t.GetExpiresAt(), CreatedBy: t.GetCreatedBy(), Name: t.GetName(), Local: t.GetLocal(),
 	}
 }
 
@@ -238,14 +276,12 @@ func (s *service) ListTokens(ctx context.Context, _ *sutrav1.ListTokensRequest) 
 	}
 	resp := &sutrav1.ListTokensResponse{}
 	for _, t := range all {
-		if !t.GetLocal() { // that one is the host's own affair
-			resp.Tokens = append(resp.Tokens, tokenMessage(t))
-		}
+		resp.Tokens = append(resp.Tokens, tokenMessage(t))
 	}
 	return resp, nil
 }
 
-// RevokeToken forgets it.
+// RevokeToken forgets it. The host's own is made anew at the next start.
 func (s *service) RevokeToken(ctx context.Context, req *sutrav1.RevokeTokenRequest) (*sutrav1.RevokeTokenResponse, error) {
 	var bad checks
 	bad.id("token_id", req.GetTokenId())

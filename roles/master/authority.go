@@ -24,7 +24,7 @@ const MaxCertificateLife = 30 * 24 * time.Hour
 // anything, not even for proving by its key who one is.
 const retiredAfter = MaxCertificateLife + graceAfterExpiry
 
-// current is the authority that certificates are given by now.
+// current is the authority that certificates are given by now; nil in the clear.
 func (a *access) current() *pki.Authority {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
@@ -150,7 +150,7 @@ func (s *service) retireInTime(ctx context.Context) error {
 	s.access.changing.Lock()
 	defer s.access.changing.Unlock()
 	now := s.access.current()
-	if since := now.Rotated(); since.IsZero() || time.Since(since) < retiredAfter {
+	if now == nil || now.Rotated().IsZero() || time.Since(now.Rotated()) < retiredAfter {
 		return nil
 	}
 	return s.retire(ctx, now)

@@ -17,25 +17,25 @@ import (
 
 	"github.com/sutra-grid/sutra/config"
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
-	"github.com/sutra-grid/sutra/roles/master/store"
 	"github.com/sutra-grid/sutra/rpc"
 	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // secure opens the grid's authority and gives this master its identity, and leaves on this host what its agents and its
-// people need: an admin's identity and a token. In the clear it does nothing of that.
+// people need: an admin's identity and a token. In the clear it does nothing of that: what the authority vouches for would be good
+// for long after.
 func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access, error) {
 	a := &access{grid: m.store.GridID(), life: m.cfg.CertificateLife, bans: map[whom]*sutrav1.BanRecord{}, certificates: map[string]*x509.Certificate{}}
 	for _, b := range bans {
 		a.bans[whomOf(b)] = b
 	}
-	var err error
-	if a.authority, err = pki.OpenAuthority(filepath.Join(m.cfg.Home, "master", "pki"), a.grid); err != nil {
-		return nil, fmt.Errorf("open the grid's authority: %w", err)
-	}
 	if m.cfg.Insecure != rpc.Secure {
 		m.cfg.Log.Warn().Msg("--insecure: everything is sent in the clear, and whoever reaches this port runs the grid")
 		return a, nil
+	}
+	var err error
+	if a.authority, err = pki.OpenAuthority(filepath.Join(m.cfg.Home, "master", "pki"), a.grid); err != nil {
+		return nil, fmt.Errorf("open the grid's authority: %w", err)
 	}
 	m.identity = &pki.Holder{}
 	rpc.ExportCredentials(m.metrics, m.identity)
@@ -72,10 +72,13 @@ func (a *access) hostAdmin() pki.Identity {
 }
 
 // isHostAdmin tells whether an identity is one of those that a master leaves.
-func isHostAdmin(id pki.Identity) bool {
-	number, more := strings.CutPrefix(id.Name, hostAdmin+"-")
+func isHostAdmin(id pki.Identity) bool { return id.Role == sutrav1.Role_ROLE_ADMIN && isHostAdminName(id.Name) }
+
+// isHostAdminName tells whether a person's name is one of theirs, which nobody else is given.
+func isHostAdminName(name string) bool {
+	number, more := strings.CutPrefix(name, hostAdmin+"-")
 	_, err := strconv.Atoi(number)
-	return id.Role == sutrav1.Role_ROLE_ADMIN && (id.Name == hostAdmin || more && err == nil)
+	return name == hostAdmin || more && err == nil
 }
 
 // leaveAdmin leaves an admin's identity for this account, unless somebody has joined with it as somebody else, who isn't
@@ -137,23 +140,44 @@ func (m *Master) renew(ctx context.Context) error {
 	}
 }
 
-// leaveToken leaves a token for agents of this host under credentials/, unless the one that is there is still good.
+// leaveToken leaves a token for agents of this host under credentials/, unless the one that is there is still good. No other than
+// the one in the file stays good.
 func (m *Master) leaveToken(ctx context.Context, a *access) error {
 	path := config.JoinToken(m.cfg.Home)
 	data, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if there, bad := pki.ParseToken(string(data)); err == nil && bad == nil && there.Root == a.current().Hash() {
-		good := false
-		err := m.store.ChangeToken(ctx, there.ID, func(t *sutrav1.TokenRecord) error {
-			good = t.GetLocal() && there.Matches(t.GetSecretSha256())
-			return nil
-		})
-		if err != nil && !errors.Is(err, store.ErrNoToken) || good {
+	there, bad := pki.ParseToken(string(data))
+	all, err := m.store.Tokens(ctx)
+	if err != nil {
+		return err
+	}
+	good, others := false, []string{}
+	for _, t := range all {
+		switch {
+		case !t.GetLocal():
+		case bad == nil && t.GetTokenId() == there.ID && there.Root == a.current().Hash() && there.Matches(t.GetSecretSha256()):
+			good = true
+		default:
+			others = append(others, t.GetTokenId())
+		}
+	}
+	if !good {
+		if err := m.makeToken(ctx, a, path); err != nil {
 			return err
 		}
 	}
+	for _, id := range others {
+		if _, err := m.store.DeleteToken(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeToken makes a token for agents of this host and leaves it in a file.
+func (m *Master) makeToken(ctx context.Context, a *access, path string) error {
 	root := a.current().Roots()[0]
 	token, err := pki.NewToken(sha256.Sum256(root.Raw))
 	if err != nil {

@@ -30,7 +30,7 @@ import (
 const (
 	// watchEvery is how often agents' silences are looked at.
 	watchEvery = 250 * time.Millisecond
-	// pruneEvery is how often ended nodes and old tombstones are cleared away.
+	// pruneEvery is how often ended nodes, old tombstones, and tokens and identities that are over are cleared away.
 	pruneEvery = 10 * time.Minute
 	// endedFor is how long an ended node is shown; its request id is known for as long.
 	endedFor = 24 * time.Hour
@@ -38,6 +38,11 @@ const (
 	silentFor = 24 * time.Hour
 	// tombstoneFor is how long an agent may be away and still be told that its node was removed.
 	tombstoneFor = 30 * 24 * time.Hour
+	// tokenFor is how long a token is listed that nobody can join with any more.
+	tokenFor = 24 * time.Hour
+	// identityFor is how long after its last certificate's end an identity belongs to whom it was given: for as long as that may prove by
+	// its key who it is, and what the record may lag behind.
+	identityFor = graceAfterExpiry + notedEvery
 )
 
 // Config is what a master is made of.
@@ -215,6 +220,12 @@ func (m *Master) prune(ctx context.Context) error {
 			if count > 0 {
 				m.cfg.Log.Info().Int("records", count).Msg("pruned ended nodes")
 			}
+		}
+		switch count, err := m.store.PruneAccess(ctx, now.Add(-tokenFor), now.Add(-identityFor)); {
+		case err != nil && ctx.Err() == nil:
+			m.cfg.Log.Warn().Err(err).Msg("tokens and identities not pruned")
+		case err == nil && count > 0:
+			m.cfg.Log.Info().Int("records", count).Msg("pruned tokens and identities that are over")
 		}
 		if err := m.service.retireInTime(ctx); err != nil && ctx.Err() == nil {
 			m.cfg.Log.Warn().Err(err).Msg("the older root isn't retired; trying on")

@@ -42,7 +42,7 @@ func NewCredentials(key *ecdsa.PrivateKey, chain, roots []*x509.Certificate) (*C
 		return nil, err
 	}
 	c := &Credentials{
-		Identity: id, Begins: leaf.NotBefore.Add(backdate), Expires: leaf.NotAfter, roots: roots,
+		Identity: id, Begins: Begins(leaf), Expires: leaf.NotAfter, roots: roots,
 		cert: tls.Certificate{PrivateKey: key, Leaf: leaf},
 	}
 	for _, cert := range chain {
@@ -50,6 +50,9 @@ func NewCredentials(key *ecdsa.PrivateKey, chain, roots []*x509.Certificate) (*C
 	}
 	return c, nil
 }
+
+// Begins is when a certificate was made, to the second.
+func Begins(cert *x509.Certificate) time.Time { return cert.NotBefore.Add(backdate) }
 
 // Own issues credentials for an identity whose key is this process's own.
 func (a *Authority) Own(id Identity, ttl time.Duration) (*Credentials, error) {

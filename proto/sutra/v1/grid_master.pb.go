@@ -210,8 +210,10 @@ func (x *EnrollRequest) GetRole() Role {
 }
 
 type EnrollResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Certificates  *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Certificates *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	// What the caller is now.
+	Role          Role `protobuf:"varint,2,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -251,6 +253,13 @@ func (x *EnrollResponse) GetCertificates() *Certificates {
 		return x.Certificates
 	}
 	return nil
+}
+
+func (x *EnrollResponse) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
 }
 
 // Certificates are what an identity consists of beside its key. All are X.509, DER.
@@ -363,8 +372,11 @@ func (x *RenewRequest) GetExpiredChain() [][]byte {
 }
 
 type RenewResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Certificates  *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Certificates *Certificates          `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	// Whose they are: an agent's agent_id or a user's name, and the role.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Role          Role   `protobuf:"varint,3,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -406,16 +418,32 @@ func (x *RenewResponse) GetCertificates() *Certificates {
 	return nil
 }
 
+func (x *RenewResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RenewResponse) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From 1 s to 365 days; unset: 24 h.
 	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// How many may join with it; 0: one.
 	Uses uint32 `protobuf:"varint,2,opt,name=uses,proto3" json:"uses,omitempty"`
-	// For ROLE_AGENT: the only agent that may join with it; empty: any.
+	// For ROLE_AGENT: the only agent that may join with it; empty: any whose id is free.
 	AgentId string `protobuf:"bytes,3,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
 	// What those who join are to be: ROLE_AGENT (also where unset), ROLE_VIEWER, ROLE_OPERATOR or ROLE_ADMIN.
-	Role          Role `protobuf:"varint,4,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	Role Role `protobuf:"varint,4,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	// For the other roles: the only person that may join with it; empty: any whose name is free.
+	Name          string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,6 +504,13 @@ func (x *CreateTokenRequest) GetRole() Role {
 		return x.Role
 	}
 	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *CreateTokenRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 type CreateTokenResponse struct {
@@ -542,7 +577,12 @@ type JoinToken struct {
 	// Unset: it doesn't.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Who made it, for example "user admin".
-	CreatedBy     string `protobuf:"bytes,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedBy string `protobuf:"bytes,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// Of a token for one person.
+	Name string `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
+	// The one that the master leaves for agents of its own host. It isn't used up, and is good from there alone; where it was revoked,
+	// another one is made at the master's next start.
+	Local         bool `protobuf:"varint,9,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -624,6 +664,20 @@ func (x *JoinToken) GetCreatedBy() string {
 		return x.CreatedBy
 	}
 	return ""
+}
+
+func (x *JoinToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JoinToken) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
 }
 
 type ListTokensRequest struct {
@@ -3306,25 +3360,29 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\ftoken_secret\x18\x02 \x01(\fR\vtokenSecret\x12/\n" +
 	"\x13certificate_request\x18\x03 \x01(\fR\x12certificateRequest\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\"\n" +
-	"\x04role\x18\x05 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"L\n" +
+	"\x04role\x18\x05 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"p\n" +
 	"\x0eEnrollResponse\x12:\n" +
-	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\":\n" +
+	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\x12\"\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\":\n" +
 	"\fCertificates\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\"d\n" +
 	"\fRenewRequest\x12/\n" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\x12#\n" +
-	"\rexpired_chain\x18\x02 \x03(\fR\fexpiredChain\"K\n" +
+	"\rexpired_chain\x18\x02 \x03(\fR\fexpiredChain\"\x83\x01\n" +
 	"\rRenewResponse\x12:\n" +
-	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\"\x94\x01\n" +
+	"\fcertificates\x18\x01 \x01(\v2\x16.sutra.v1.CertificatesR\fcertificates\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"\xa8\x01\n" +
 	"\x12CreateTokenRequest\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
 	"\x04uses\x18\x02 \x01(\rR\x04uses\x12\x19\n" +
 	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\"\n" +
-	"\x04role\x18\x04 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\"X\n" +
+	"\x04role\x18\x04 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\"X\n" +
 	"\x13CreateTokenResponse\x12)\n" +
 	"\x05token\x18\x01 \x01(\v2\x13.sutra.v1.JoinTokenR\x05token\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\tR\x06secret\"\x97\x02\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"\xc1\x02\n" +
 	"\tJoinToken\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\"\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\x12\x19\n" +
@@ -3335,7 +3393,9 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\a \x01(\tR\tcreatedBy\"\x13\n" +
+	"created_by\x18\a \x01(\tR\tcreatedBy\x12\x12\n" +
+	"\x04name\x18\b \x01(\tR\x04name\x12\x14\n" +
+	"\x05local\x18\t \x01(\bR\x05local\"\x13\n" +
 	"\x11ListTokensRequest\"A\n" +
 	"\x12ListTokensResponse\x12+\n" +
 	"\x06tokens\x18\x01 \x03(\v2\x13.sutra.v1.JoinTokenR\x06tokens\"/\n" +
@@ -3510,7 +3570,7 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\x1aCLUSTER_HEALTH_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CLUSTER_HEALTH_HEALTHY\x10\x01\x12\x1b\n" +
 	"\x17CLUSTER_HEALTH_DEGRADED\x10\x02\x12\x17\n" +
-	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xc3\x12\n" +
+	"\x13CLUSTER_HEALTH_DOWN\x10\x032\xd9\x12\n" +
 	"\n" +
 	"GridMaster\x12a\n" +
 	"\rRegisterAgent\x12\x1e.sutra.v1.RegisterAgentRequest\x1a\x1f.sutra.v1.RegisterAgentResponse\"\x0f\xca\xf3\x18\v\n" +
@@ -3518,35 +3578,35 @@ const file_sutra_v1_grid_master_proto_rawDesc = "" +
 	"\tHeartbeat\x12\x1a.sutra.v1.HeartbeatRequest\x1a\x1b.sutra.v1.HeartbeatResponse\"\v\xca\xf3\x18\a\n" +
 	"\x02\b\x05\x1a\x01\x04\x12g\n" +
 	"\x0fUnregisterAgent\x12 .sutra.v1.UnregisterAgentRequest\x1a!.sutra.v1.UnregisterAgentResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x04 \x01\x12L\n" +
-	"\x06Enroll\x12\x17.sutra.v1.EnrollRequest\x1a\x18.sutra.v1.EnrollResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x06 \x01\x12I\n" +
-	"\x05Renew\x12\x16.sutra.v1.RenewRequest\x1a\x17.sutra.v1.RenewResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x06 \x01\x12Y\n" +
-	"\vCreateToken\x12\x1c.sutra.v1.CreateTokenRequest\x1a\x1d.sutra.v1.CreateTokenResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x1a\x01\x03 \x01\x12V\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x04 \x01\x12N\n" +
+	"\x06Enroll\x12\x17.sutra.v1.EnrollRequest\x1a\x18.sutra.v1.EnrollResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x06 \x01(\x01\x12K\n" +
+	"\x05Renew\x12\x16.sutra.v1.RenewRequest\x1a\x17.sutra.v1.RenewResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x06 \x01(\x01\x12[\n" +
+	"\vCreateToken\x12\x1c.sutra.v1.CreateTokenRequest\x1a\x1d.sutra.v1.CreateTokenResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x1a\x01\x03 \x01(\x01\x12V\n" +
 	"\n" +
 	"ListTokens\x12\x1b.sutra.v1.ListTokensRequest\x1a\x1c.sutra.v1.ListTokensResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03\x12[\n" +
-	"\vRevokeToken\x12\x1c.sutra.v1.RevokeTokenRequest\x1a\x1d.sutra.v1.RevokeTokenResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12R\n" +
-	"\bBanAgent\x12\x19.sutra.v1.BanAgentRequest\x1a\x1a.sutra.v1.BanAgentResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12X\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03\x12]\n" +
+	"\vRevokeToken\x12\x1c.sutra.v1.RevokeTokenRequest\x1a\x1d.sutra.v1.RevokeTokenResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12T\n" +
+	"\bBanAgent\x12\x19.sutra.v1.BanAgentRequest\x1a\x1a.sutra.v1.BanAgentResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12Z\n" +
 	"\n" +
-	"UnbanAgent\x12\x1b.sutra.v1.UnbanAgentRequest\x1a\x1c.sutra.v1.UnbanAgentResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12O\n" +
-	"\aBanUser\x12\x18.sutra.v1.BanUserRequest\x1a\x19.sutra.v1.BanUserResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12U\n" +
-	"\tUnbanUser\x12\x1a.sutra.v1.UnbanUserRequest\x1a\x1b.sutra.v1.UnbanUserResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12R\n" +
+	"UnbanAgent\x12\x1b.sutra.v1.UnbanAgentRequest\x1a\x1c.sutra.v1.UnbanAgentResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12Q\n" +
+	"\aBanUser\x12\x18.sutra.v1.BanUserRequest\x1a\x19.sutra.v1.BanUserResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12W\n" +
+	"\tUnbanUser\x12\x1a.sutra.v1.UnbanUserRequest\x1a\x1b.sutra.v1.UnbanUserResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12R\n" +
 	"\bListBans\x12\x19.sutra.v1.ListBansRequest\x1a\x1a.sutra.v1.ListBansResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12\\\n" +
-	"\fGetAuthority\x12\x1d.sutra.v1.GetAuthorityRequest\x1a\x1e.sutra.v1.GetAuthorityResponse\"\r\xca\xf3\x18\t\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03\x12g\n" +
-	"\x0fRotateAuthority\x12 .sutra.v1.RotateAuthorityRequest\x1a!.sutra.v1.RotateAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12g\n" +
-	"\x0fRetireAuthority\x12 .sutra.v1.RetireAuthorityRequest\x1a!.sutra.v1.RetireAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
-	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01\x12V\n" +
+	"\x02\b\x05\x10\x01\x1a\x03\x01\x02\x03\x12^\n" +
+	"\fGetAuthority\x12\x1d.sutra.v1.GetAuthorityRequest\x1a\x1e.sutra.v1.GetAuthorityResponse\"\x0f\xca\xf3\x18\v\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03(\x01\x12i\n" +
+	"\x0fRotateAuthority\x12 .sutra.v1.RotateAuthorityRequest\x1a!.sutra.v1.RotateAuthorityResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12i\n" +
+	"\x0fRetireAuthority\x12 .sutra.v1.RetireAuthorityRequest\x1a!.sutra.v1.RetireAuthorityResponse\"\x11\xca\xf3\x18\r\n" +
+	"\x02\b\x05\x10\x01\x1a\x01\x03 \x01(\x01\x12V\n" +
 	"\tSpawnNode\x12\x1a.sutra.v1.SpawnNodeRequest\x1a\x1b.sutra.v1.SpawnNodeResponse\"\x10\xca\xf3\x18\f\n" +
 	"\x02\b \x10\x01\x1a\x02\x02\x03 \x01\x12S\n" +
 	"\bStopNode\x12\x19.sutra.v1.StopNodeRequest\x1a\x1a.sutra.v1.StopNodeResponse\"\x10\xca\xf3\x18\f\n" +
@@ -3663,109 +3723,111 @@ var file_sutra_v1_grid_master_proto_goTypes = []any{
 var file_sutra_v1_grid_master_proto_depIdxs = []int32{
 	62, // 0: sutra.v1.EnrollRequest.role:type_name -> sutra.v1.Role
 	4,  // 1: sutra.v1.EnrollResponse.certificates:type_name -> sutra.v1.Certificates
-	4,  // 2: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
-	63, // 3: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	62, // 4: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
-	9,  // 5: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
-	62, // 6: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
-	64, // 7: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
-	64, // 8: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 9: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
-	65, // 10: sutra.v1.ListBansResponse.bans:type_name -> sutra.v1.BanRecord
-	25, // 11: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
-	64, // 12: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
-	64, // 13: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
-	64, // 14: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
-	64, // 15: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
-	24, // 16: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	24, // 17: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	24, // 18: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
-	66, // 19: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
-	67, // 20: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
-	63, // 21: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	67, // 22: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
-	35, // 23: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
-	68, // 24: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
-	67, // 25: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
-	67, // 26: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
-	67, // 27: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
-	67, // 28: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
-	0,  // 29: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
-	64, // 30: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
-	67, // 31: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
-	66, // 32: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
-	1,  // 33: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
-	64, // 34: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	60, // 35: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
-	61, // 36: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
-	64, // 37: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
-	64, // 38: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
-	64, // 39: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
-	64, // 40: sutra.v1.GetClusterStatusResponse.agent_certificate_expires_at:type_name -> google.protobuf.Timestamp
-	69, // 41: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
-	70, // 42: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
-	71, // 43: sutra.v1.WatchEventsRequest.after:type_name -> sutra.v1.EventPosition
-	63, // 44: sutra.v1.WatchEventsRequest.since:type_name -> google.protobuf.Duration
-	71, // 45: sutra.v1.WatchEventsResponse.begin:type_name -> sutra.v1.EventPosition
-	72, // 46: sutra.v1.WatchEventsResponse.event:type_name -> sutra.v1.Event
-	59, // 47: sutra.v1.WatchEventsResponse.missed:type_name -> sutra.v1.EventsMissed
-	32, // 48: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
-	34, // 49: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
-	37, // 50: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
-	2,  // 51: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
-	5,  // 52: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
-	7,  // 53: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
-	10, // 54: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
-	12, // 55: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
-	14, // 56: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
-	16, // 57: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
-	18, // 58: sutra.v1.GridMaster.BanUser:input_type -> sutra.v1.BanUserRequest
-	20, // 59: sutra.v1.GridMaster.UnbanUser:input_type -> sutra.v1.UnbanUserRequest
-	22, // 60: sutra.v1.GridMaster.ListBans:input_type -> sutra.v1.ListBansRequest
-	26, // 61: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
-	28, // 62: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
-	30, // 63: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
-	39, // 64: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
-	41, // 65: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
-	43, // 66: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
-	45, // 67: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
-	47, // 68: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
-	49, // 69: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
-	51, // 70: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
-	53, // 71: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
-	55, // 72: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
-	57, // 73: sutra.v1.GridMaster.WatchEvents:input_type -> sutra.v1.WatchEventsRequest
-	33, // 74: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
-	36, // 75: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
-	38, // 76: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
-	3,  // 77: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
-	6,  // 78: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
-	8,  // 79: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
-	11, // 80: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
-	13, // 81: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
-	15, // 82: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
-	17, // 83: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
-	19, // 84: sutra.v1.GridMaster.BanUser:output_type -> sutra.v1.BanUserResponse
-	21, // 85: sutra.v1.GridMaster.UnbanUser:output_type -> sutra.v1.UnbanUserResponse
-	23, // 86: sutra.v1.GridMaster.ListBans:output_type -> sutra.v1.ListBansResponse
-	27, // 87: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
-	29, // 88: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
-	31, // 89: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
-	40, // 90: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
-	42, // 91: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
-	44, // 92: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
-	46, // 93: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
-	48, // 94: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
-	50, // 95: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
-	52, // 96: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
-	54, // 97: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
-	56, // 98: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
-	58, // 99: sutra.v1.GridMaster.WatchEvents:output_type -> sutra.v1.WatchEventsResponse
-	74, // [74:100] is the sub-list for method output_type
-	48, // [48:74] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	62, // 2: sutra.v1.EnrollResponse.role:type_name -> sutra.v1.Role
+	4,  // 3: sutra.v1.RenewResponse.certificates:type_name -> sutra.v1.Certificates
+	62, // 4: sutra.v1.RenewResponse.role:type_name -> sutra.v1.Role
+	63, // 5: sutra.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	62, // 6: sutra.v1.CreateTokenRequest.role:type_name -> sutra.v1.Role
+	9,  // 7: sutra.v1.CreateTokenResponse.token:type_name -> sutra.v1.JoinToken
+	62, // 8: sutra.v1.JoinToken.role:type_name -> sutra.v1.Role
+	64, // 9: sutra.v1.JoinToken.created_at:type_name -> google.protobuf.Timestamp
+	64, // 10: sutra.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 11: sutra.v1.ListTokensResponse.tokens:type_name -> sutra.v1.JoinToken
+	65, // 12: sutra.v1.ListBansResponse.bans:type_name -> sutra.v1.BanRecord
+	25, // 13: sutra.v1.Authority.roots:type_name -> sutra.v1.Root
+	64, // 14: sutra.v1.Authority.rotated_at:type_name -> google.protobuf.Timestamp
+	64, // 15: sutra.v1.Authority.retires_at:type_name -> google.protobuf.Timestamp
+	64, // 16: sutra.v1.Root.begins_at:type_name -> google.protobuf.Timestamp
+	64, // 17: sutra.v1.Root.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 18: sutra.v1.GetAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	24, // 19: sutra.v1.RotateAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	24, // 20: sutra.v1.RetireAuthorityResponse.authority:type_name -> sutra.v1.Authority
+	66, // 21: sutra.v1.RegisterAgentRequest.agent:type_name -> sutra.v1.Agent
+	67, // 22: sutra.v1.RegisterAgentRequest.nodes:type_name -> sutra.v1.Node
+	63, // 23: sutra.v1.RegisterAgentRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	67, // 24: sutra.v1.HeartbeatRequest.changed:type_name -> sutra.v1.Node
+	35, // 25: sutra.v1.HeartbeatRequest.usage:type_name -> sutra.v1.NodeUsage
+	68, // 26: sutra.v1.NodeUsage.usage:type_name -> sutra.v1.Usage
+	67, // 27: sutra.v1.SpawnNodeResponse.node:type_name -> sutra.v1.Node
+	67, // 28: sutra.v1.StopNodeResponse.node:type_name -> sutra.v1.Node
+	67, // 29: sutra.v1.RestartNodeResponse.node:type_name -> sutra.v1.Node
+	67, // 30: sutra.v1.GetNodeStatusResponse.node:type_name -> sutra.v1.Node
+	0,  // 31: sutra.v1.GetNodeStatusResponse.source:type_name -> sutra.v1.Source
+	64, // 32: sutra.v1.GetNodeStatusResponse.observed_at:type_name -> google.protobuf.Timestamp
+	67, // 33: sutra.v1.ListNodesResponse.nodes:type_name -> sutra.v1.Node
+	66, // 34: sutra.v1.ListAgentsResponse.agents:type_name -> sutra.v1.Agent
+	1,  // 35: sutra.v1.GetClusterStatusResponse.health:type_name -> sutra.v1.ClusterHealth
+	64, // 36: sutra.v1.GetClusterStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	60, // 37: sutra.v1.GetClusterStatusResponse.agents_by_health:type_name -> sutra.v1.GetClusterStatusResponse.AgentsByHealthEntry
+	61, // 38: sutra.v1.GetClusterStatusResponse.nodes_by_phase:type_name -> sutra.v1.GetClusterStatusResponse.NodesByPhaseEntry
+	64, // 39: sutra.v1.GetClusterStatusResponse.root_expires_at:type_name -> google.protobuf.Timestamp
+	64, // 40: sutra.v1.GetClusterStatusResponse.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	64, // 41: sutra.v1.GetClusterStatusResponse.rotated_at:type_name -> google.protobuf.Timestamp
+	64, // 42: sutra.v1.GetClusterStatusResponse.agent_certificate_expires_at:type_name -> google.protobuf.Timestamp
+	69, // 43: sutra.v1.TailLogsRequest.range:type_name -> sutra.v1.LogRange
+	70, // 44: sutra.v1.TailLogsResponse.chunk:type_name -> sutra.v1.LogChunk
+	71, // 45: sutra.v1.WatchEventsRequest.after:type_name -> sutra.v1.EventPosition
+	63, // 46: sutra.v1.WatchEventsRequest.since:type_name -> google.protobuf.Duration
+	71, // 47: sutra.v1.WatchEventsResponse.begin:type_name -> sutra.v1.EventPosition
+	72, // 48: sutra.v1.WatchEventsResponse.event:type_name -> sutra.v1.Event
+	59, // 49: sutra.v1.WatchEventsResponse.missed:type_name -> sutra.v1.EventsMissed
+	32, // 50: sutra.v1.GridMaster.RegisterAgent:input_type -> sutra.v1.RegisterAgentRequest
+	34, // 51: sutra.v1.GridMaster.Heartbeat:input_type -> sutra.v1.HeartbeatRequest
+	37, // 52: sutra.v1.GridMaster.UnregisterAgent:input_type -> sutra.v1.UnregisterAgentRequest
+	2,  // 53: sutra.v1.GridMaster.Enroll:input_type -> sutra.v1.EnrollRequest
+	5,  // 54: sutra.v1.GridMaster.Renew:input_type -> sutra.v1.RenewRequest
+	7,  // 55: sutra.v1.GridMaster.CreateToken:input_type -> sutra.v1.CreateTokenRequest
+	10, // 56: sutra.v1.GridMaster.ListTokens:input_type -> sutra.v1.ListTokensRequest
+	12, // 57: sutra.v1.GridMaster.RevokeToken:input_type -> sutra.v1.RevokeTokenRequest
+	14, // 58: sutra.v1.GridMaster.BanAgent:input_type -> sutra.v1.BanAgentRequest
+	16, // 59: sutra.v1.GridMaster.UnbanAgent:input_type -> sutra.v1.UnbanAgentRequest
+	18, // 60: sutra.v1.GridMaster.BanUser:input_type -> sutra.v1.BanUserRequest
+	20, // 61: sutra.v1.GridMaster.UnbanUser:input_type -> sutra.v1.UnbanUserRequest
+	22, // 62: sutra.v1.GridMaster.ListBans:input_type -> sutra.v1.ListBansRequest
+	26, // 63: sutra.v1.GridMaster.GetAuthority:input_type -> sutra.v1.GetAuthorityRequest
+	28, // 64: sutra.v1.GridMaster.RotateAuthority:input_type -> sutra.v1.RotateAuthorityRequest
+	30, // 65: sutra.v1.GridMaster.RetireAuthority:input_type -> sutra.v1.RetireAuthorityRequest
+	39, // 66: sutra.v1.GridMaster.SpawnNode:input_type -> sutra.v1.SpawnNodeRequest
+	41, // 67: sutra.v1.GridMaster.StopNode:input_type -> sutra.v1.StopNodeRequest
+	43, // 68: sutra.v1.GridMaster.RestartNode:input_type -> sutra.v1.RestartNodeRequest
+	45, // 69: sutra.v1.GridMaster.RemoveNode:input_type -> sutra.v1.RemoveNodeRequest
+	47, // 70: sutra.v1.GridMaster.GetNodeStatus:input_type -> sutra.v1.GetNodeStatusRequest
+	49, // 71: sutra.v1.GridMaster.ListNodes:input_type -> sutra.v1.ListNodesRequest
+	51, // 72: sutra.v1.GridMaster.ListAgents:input_type -> sutra.v1.ListAgentsRequest
+	53, // 73: sutra.v1.GridMaster.GetClusterStatus:input_type -> sutra.v1.GetClusterStatusRequest
+	55, // 74: sutra.v1.GridMaster.TailLogs:input_type -> sutra.v1.TailLogsRequest
+	57, // 75: sutra.v1.GridMaster.WatchEvents:input_type -> sutra.v1.WatchEventsRequest
+	33, // 76: sutra.v1.GridMaster.RegisterAgent:output_type -> sutra.v1.RegisterAgentResponse
+	36, // 77: sutra.v1.GridMaster.Heartbeat:output_type -> sutra.v1.HeartbeatResponse
+	38, // 78: sutra.v1.GridMaster.UnregisterAgent:output_type -> sutra.v1.UnregisterAgentResponse
+	3,  // 79: sutra.v1.GridMaster.Enroll:output_type -> sutra.v1.EnrollResponse
+	6,  // 80: sutra.v1.GridMaster.Renew:output_type -> sutra.v1.RenewResponse
+	8,  // 81: sutra.v1.GridMaster.CreateToken:output_type -> sutra.v1.CreateTokenResponse
+	11, // 82: sutra.v1.GridMaster.ListTokens:output_type -> sutra.v1.ListTokensResponse
+	13, // 83: sutra.v1.GridMaster.RevokeToken:output_type -> sutra.v1.RevokeTokenResponse
+	15, // 84: sutra.v1.GridMaster.BanAgent:output_type -> sutra.v1.BanAgentResponse
+	17, // 85: sutra.v1.GridMaster.UnbanAgent:output_type -> sutra.v1.UnbanAgentResponse
+	19, // 86: sutra.v1.GridMaster.BanUser:output_type -> sutra.v1.BanUserResponse
+	21, // 87: sutra.v1.GridMaster.UnbanUser:output_type -> sutra.v1.UnbanUserResponse
+	23, // 88: sutra.v1.GridMaster.ListBans:output_type -> sutra.v1.ListBansResponse
+	27, // 89: sutra.v1.GridMaster.GetAuthority:output_type -> sutra.v1.GetAuthorityResponse
+	29, // 90: sutra.v1.GridMaster.RotateAuthority:output_type -> sutra.v1.RotateAuthorityResponse
+	31, // 91: sutra.v1.GridMaster.RetireAuthority:output_type -> sutra.v1.RetireAuthorityResponse
+	40, // 92: sutra.v1.GridMaster.SpawnNode:output_type -> sutra.v1.SpawnNodeResponse
+	42, // 93: sutra.v1.GridMaster.StopNode:output_type -> sutra.v1.StopNodeResponse
+	44, // 94: sutra.v1.GridMaster.RestartNode:output_type -> sutra.v1.RestartNodeResponse
+	46, // 95: sutra.v1.GridMaster.RemoveNode:output_type -> sutra.v1.RemoveNodeResponse
+	48, // 96: sutra.v1.GridMaster.GetNodeStatus:output_type -> sutra.v1.GetNodeStatusResponse
+	50, // 97: sutra.v1.GridMaster.ListNodes:output_type -> sutra.v1.ListNodesResponse
+	52, // 98: sutra.v1.GridMaster.ListAgents:output_type -> sutra.v1.ListAgentsResponse
+	54, // 99: sutra.v1.GridMaster.GetClusterStatus:output_type -> sutra.v1.GetClusterStatusResponse
+	56, // 100: sutra.v1.GridMaster.TailLogs:output_type -> sutra.v1.TailLogsResponse
+	58, // 101: sutra.v1.GridMaster.WatchEvents:output_type -> sutra.v1.WatchEventsResponse
+	76, // [76:102] is the sub-list for method output_type
+	50, // [50:76] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_grid_master_proto_init() }

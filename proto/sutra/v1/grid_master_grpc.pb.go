@@ -63,11 +63,12 @@ type GridMasterClient interface {
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
 	// UnregisterAgent says that an agent stops in good order: it is OFFLINE at once.
 	UnregisterAgent(ctx context.Context, in *UnregisterAgentRequest, opts ...grpc.CallOption) (*UnregisterAgentResponse, error)
-	// Enroll gives an identity to whoever has a join token. Asked again with the same key it answers again: the token isn't
-	// used a second time.
+	// Enroll gives an identity to whoever has a join token. Asked again with the same key and name it answers again: the token isn't
+	// used a second time. An identity that was given belongs to whom it was given; only a token that was made for it gives it to another,
+	// and then the certificates from before aren't renewed any more.
 	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error)
-	// Renew gives the caller's identity another certificate. One whose certificate expired, not too long ago, proves
-	// by its old key who it is.
+	// Renew gives the caller's identity, an agent's or a person's, another certificate. One whose certificate expired, not too long ago, proves
+	// by its old key who it is. Masters make their own.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 	// CreateToken makes a join token. It isn't tried again: the answer alone has the secret.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
@@ -417,11 +418,12 @@ type GridMasterServer interface {
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
 	// UnregisterAgent says that an agent stops in good order: it is OFFLINE at once.
 	UnregisterAgent(context.Context, *UnregisterAgentRequest) (*UnregisterAgentResponse, error)
-	// Enroll gives an identity to whoever has a join token. Asked again with the same key it answers again: the token isn't
-	// used a second time.
+	// Enroll gives an identity to whoever has a join token. Asked again with the same key and name it answers again: the token isn't
+	// used a second time. An identity that was given belongs to whom it was given; only a token that was made for it gives it to another,
+	// and then the certificates from before aren't renewed any more.
 	Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error)
-	// Renew gives the caller's identity another certificate. One whose certificate expired, not too long ago, proves
-	// by its old key who it is.
+	// Renew gives the caller's identity, an agent's or a person's, another certificate. One whose certificate expired, not too long ago, proves
+	// by its old key who it is. Masters make their own.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	// CreateToken makes a join token. It isn't tried again: the answer alone has the secret.
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)

@@ -1321,15 +1321,20 @@ type TokenRecord struct {
 	AgentId string `protobuf:"bytes,4,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
 	// How many more may join with it.
 	UsesLeft uint32 `protobuf:"varint,5,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`
-	// It isn't used up, and it doesn't expire: the one that the master leaves for agents of its own host.
+	// It isn't used up, and it doesn't expire: the one that the master leaves for agents of its own host, and that is good from there alone.
 	Local     bool                   `protobuf:"varint,6,opt,name=local,proto3" json:"local,omitempty"`
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	CreatedBy string                 `protobuf:"bytes,9,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
-	// SHA-256 of the keys that have joined with it: asked again with one of them, the answer is the same.
+	// Who has joined with it, each as in IdentityRecord.holder: asked again by one of them, the answer is the same. (Those of before there
+	// were such records are SHA-256 of the key alone; with one of them nobody is asked again.)
 	UsedBy [][]byte `protobuf:"bytes,10,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	// The root that the token names, as in Root.
-	Root          string `protobuf:"bytes,11,opt,name=root,proto3" json:"root,omitempty"`
+	Root string `protobuf:"bytes,11,opt,name=root,proto3" json:"root,omitempty"`
+	// The only person that may join with it; empty: any.
+	Name string `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`
+	// When somebody has joined with it last; unset: nobody has.
+	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1441,6 +1446,137 @@ func (x *TokenRecord) GetRoot() string {
 	return ""
 }
 
+func (x *TokenRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TokenRecord) GetLastUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedAt
+	}
+	return nil
+}
+
+// IdentityRecord is what the master keeps on disk of an identity that was given: it belongs to whom it was given, for as long as
+// a certificate of it is of any use. The certificates themselves aren't kept.
+type IdentityRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "agent" or "user", as in the identity's URI.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Role Role   `protobuf:"varint,3,opt,name=role,proto3,enum=sutra.v1.Role" json:"role,omitempty"`
+	// The token that it was given for, and when; unset where that was before there were such records.
+	TokenId string                 `protobuf:"bytes,4,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	GivenAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=given_at,json=givenAt,proto3" json:"given_at,omitempty"`
+	// SHA-256 of the key that it was given to (as a SubjectPublicKeyInfo, DER) and the name. The key is another after each renewal.
+	Holder []byte `protobuf:"bytes,6,opt,name=holder,proto3" json:"holder,omitempty"`
+	// It was given for the token that the master leaves for agents of its own host.
+	Local bool `protobuf:"varint,7,opt,name=local,proto3" json:"local,omitempty"`
+	// When the last certificate ends, less a day at most: not each renewal is written down.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Certificates that were made before this, a whole second, are of one whose identity was given to another since, and aren't renewed; unset:
+	// there are none.
+	CertificatesSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=certificates_since,json=certificatesSince,proto3" json:"certificates_since,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *IdentityRecord) Reset() {
+	*x = IdentityRecord{}
+	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentityRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentityRecord) ProtoMessage() {}
+
+func (x *IdentityRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentityRecord.ProtoReflect.Descriptor instead.
+func (*IdentityRecord) Descriptor() ([]byte, []int) {
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *IdentityRecord) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *IdentityRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *IdentityRecord) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+func (x *IdentityRecord) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *IdentityRecord) GetGivenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GivenAt
+	}
+	return nil
+}
+
+func (x *IdentityRecord) GetHolder() []byte {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *IdentityRecord) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+func (x *IdentityRecord) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *IdentityRecord) GetCertificatesSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificatesSince
+	}
+	return nil
+}
+
 // BanRecord keeps an agent or a person out of the grid: one of agent_id and user says whom.
 type BanRecord struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1457,7 +1593,7 @@ type BanRecord struct {
 
 func (x *BanRecord) Reset() {
 	*x = BanRecord{}
-	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	mi := &file_sutra_v1_model_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1605,7 @@ func (x *BanRecord) String() string {
 func (*BanRecord) ProtoMessage() {}
 
 func (x *BanRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[9]
+	mi := &file_sutra_v1_model_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1618,7 @@ func (x *BanRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanRecord.ProtoReflect.Descriptor instead.
 func (*BanRecord) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{9}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BanRecord) GetAgentId() string {
@@ -1539,7 +1675,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_sutra_v1_model_proto_msgTypes[10]
+	mi := &file_sutra_v1_model_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1687,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[10]
+	mi := &file_sutra_v1_model_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1700,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{10}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Event) GetTime() *timestamppb.Timestamp {
@@ -1650,7 +1786,7 @@ type EventPosition struct {
 
 func (x *EventPosition) Reset() {
 	*x = EventPosition{}
-	mi := &file_sutra_v1_model_proto_msgTypes[11]
+	mi := &file_sutra_v1_model_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1798,7 @@ func (x *EventPosition) String() string {
 func (*EventPosition) ProtoMessage() {}
 
 func (x *EventPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[11]
+	mi := &file_sutra_v1_model_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1811,7 @@ func (x *EventPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventPosition.ProtoReflect.Descriptor instead.
 func (*EventPosition) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{11}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EventPosition) GetRunId() string {
@@ -1716,7 +1852,7 @@ type CallEvent struct {
 
 func (x *CallEvent) Reset() {
 	*x = CallEvent{}
-	mi := &file_sutra_v1_model_proto_msgTypes[12]
+	mi := &file_sutra_v1_model_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1864,7 @@ func (x *CallEvent) String() string {
 func (*CallEvent) ProtoMessage() {}
 
 func (x *CallEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[12]
+	mi := &file_sutra_v1_model_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1877,7 @@ func (x *CallEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallEvent.ProtoReflect.Descriptor instead.
 func (*CallEvent) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{12}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CallEvent) GetWho() string {
@@ -1821,7 +1957,7 @@ type AgentEvent struct {
 
 func (x *AgentEvent) Reset() {
 	*x = AgentEvent{}
-	mi := &file_sutra_v1_model_proto_msgTypes[13]
+	mi := &file_sutra_v1_model_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1969,7 @@ func (x *AgentEvent) String() string {
 func (*AgentEvent) ProtoMessage() {}
 
 func (x *AgentEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[13]
+	mi := &file_sutra_v1_model_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1982,7 @@ func (x *AgentEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentEvent.ProtoReflect.Descriptor instead.
 func (*AgentEvent) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{13}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AgentEvent) GetAgentId() string {
@@ -1896,7 +2032,7 @@ type NodeEvent struct {
 
 func (x *NodeEvent) Reset() {
 	*x = NodeEvent{}
-	mi := &file_sutra_v1_model_proto_msgTypes[14]
+	mi := &file_sutra_v1_model_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2044,7 @@ func (x *NodeEvent) String() string {
 func (*NodeEvent) ProtoMessage() {}
 
 func (x *NodeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_sutra_v1_model_proto_msgTypes[14]
+	mi := &file_sutra_v1_model_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2057,7 @@ func (x *NodeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEvent.ProtoReflect.Descriptor instead.
 func (*NodeEvent) Descriptor() ([]byte, []int) {
-	return file_sutra_v1_model_proto_rawDescGZIP(), []int{14}
+	return file_sutra_v1_model_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeEvent) GetNodeId() string {
@@ -2092,7 +2228,7 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\x04R\bposition\x12\x18\n" +
-	"\askipped\x18\x03 \x01(\x04R\askipped\"\x81\x03\n" +
+	"\askipped\x18\x03 \x01(\x04R\askipped\"\xd3\x03\n" +
 	"\vTokenRecord\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12#\n" +
 	"\rsecret_sha256\x18\x02 \x01(\fR\fsecretSha256\x12\"\n" +
@@ -2108,7 +2244,21 @@ const file_sutra_v1_model_proto_rawDesc = "" +
 	"created_by\x18\t \x01(\tR\tcreatedBy\x12\x17\n" +
 	"\aused_by\x18\n" +
 	" \x03(\fR\x06usedBy\x12\x12\n" +
-	"\x04root\x18\v \x01(\tR\x04root\"\xa8\x01\n" +
+	"\x04root\x18\v \x01(\tR\x04root\x12\x12\n" +
+	"\x04name\x18\f \x01(\tR\x04name\x12<\n" +
+	"\flast_used_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastUsedAt\"\xe2\x02\n" +
+	"\x0eIdentityRecord\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x0e.sutra.v1.RoleR\x04role\x12\x19\n" +
+	"\btoken_id\x18\x04 \x01(\tR\atokenId\x125\n" +
+	"\bgiven_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\agivenAt\x12\x16\n" +
+	"\x06holder\x18\x06 \x01(\fR\x06holder\x12\x14\n" +
+	"\x05local\x18\a \x01(\bR\x05local\x129\n" +
+	"\n" +
+	"expires_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12I\n" +
+	"\x12certificates_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x11certificatesSince\"\xa8\x01\n" +
 	"\tBanRecord\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
@@ -2194,7 +2344,7 @@ func file_sutra_v1_model_proto_rawDescGZIP() []byte {
 }
 
 var file_sutra_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_sutra_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_sutra_v1_model_proto_goTypes = []any{
 	(Phase)(0),                    // 0: sutra.v1.Phase
 	(Desired)(0),                  // 1: sutra.v1.Desired
@@ -2210,64 +2360,70 @@ var file_sutra_v1_model_proto_goTypes = []any{
 	(*LogRange)(nil),              // 11: sutra.v1.LogRange
 	(*LogChunk)(nil),              // 12: sutra.v1.LogChunk
 	(*TokenRecord)(nil),           // 13: sutra.v1.TokenRecord
-	(*BanRecord)(nil),             // 14: sutra.v1.BanRecord
-	(*Event)(nil),                 // 15: sutra.v1.Event
-	(*EventPosition)(nil),         // 16: sutra.v1.EventPosition
-	(*CallEvent)(nil),             // 17: sutra.v1.CallEvent
-	(*AgentEvent)(nil),            // 18: sutra.v1.AgentEvent
-	(*NodeEvent)(nil),             // 19: sutra.v1.NodeEvent
-	nil,                           // 20: sutra.v1.Agent.LabelsEntry
-	nil,                           // 21: sutra.v1.ProcessRecord.CgroupsEntry
-	nil,                           // 22: sutra.v1.CallEvent.WhatEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
-	(Role)(0),                     // 25: sutra.v1.Role
+	(*IdentityRecord)(nil),        // 14: sutra.v1.IdentityRecord
+	(*BanRecord)(nil),             // 15: sutra.v1.BanRecord
+	(*Event)(nil),                 // 16: sutra.v1.Event
+	(*EventPosition)(nil),         // 17: sutra.v1.EventPosition
+	(*CallEvent)(nil),             // 18: sutra.v1.CallEvent
+	(*AgentEvent)(nil),            // 19: sutra.v1.AgentEvent
+	(*NodeEvent)(nil),             // 20: sutra.v1.NodeEvent
+	nil,                           // 21: sutra.v1.Agent.LabelsEntry
+	nil,                           // 22: sutra.v1.ProcessRecord.CgroupsEntry
+	nil,                           // 23: sutra.v1.CallEvent.WhatEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(Role)(0),                     // 26: sutra.v1.Role
 }
 var file_sutra_v1_model_proto_depIdxs = []int32{
 	0,  // 0: sutra.v1.Node.phase:type_name -> sutra.v1.Phase
 	1,  // 1: sutra.v1.Node.desired:type_name -> sutra.v1.Desired
 	2,  // 2: sutra.v1.Node.health:type_name -> sutra.v1.NodeHealth
-	23, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	24, // 3: sutra.v1.Node.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 4: sutra.v1.Node.last_exit:type_name -> sutra.v1.Exit
-	23, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
+	24, // 5: sutra.v1.Node.observed_at:type_name -> google.protobuf.Timestamp
 	4,  // 6: sutra.v1.Node.memory_limit:type_name -> sutra.v1.Enforcement
 	6,  // 7: sutra.v1.Node.usage:type_name -> sutra.v1.Usage
-	23, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
-	24, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
-	23, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	24, // 8: sutra.v1.Node.next_start:type_name -> google.protobuf.Timestamp
+	25, // 9: sutra.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
+	24, // 10: sutra.v1.Exit.at:type_name -> google.protobuf.Timestamp
 	3,  // 11: sutra.v1.Agent.health:type_name -> sutra.v1.AgentHealth
-	23, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
-	20, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
-	23, // 14: sutra.v1.Agent.certificate_expires_at:type_name -> google.protobuf.Timestamp
+	24, // 12: sutra.v1.Agent.last_heartbeat:type_name -> google.protobuf.Timestamp
+	21, // 13: sutra.v1.Agent.labels:type_name -> sutra.v1.Agent.LabelsEntry
+	24, // 14: sutra.v1.Agent.certificate_expires_at:type_name -> google.protobuf.Timestamp
 	5,  // 15: sutra.v1.NodeRecord.node:type_name -> sutra.v1.Node
-	23, // 16: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
-	23, // 17: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
+	24, // 16: sutra.v1.NodeRecord.created_at:type_name -> google.protobuf.Timestamp
+	24, // 17: sutra.v1.NodeRecord.ended_at:type_name -> google.protobuf.Timestamp
 	5,  // 18: sutra.v1.ProcessRecord.node:type_name -> sutra.v1.Node
-	23, // 19: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
+	24, // 19: sutra.v1.ProcessRecord.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 20: sutra.v1.ProcessRecord.last_exit:type_name -> sutra.v1.Exit
-	21, // 21: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
-	23, // 22: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
-	25, // 23: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
-	23, // 24: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
-	23, // 25: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
-	23, // 26: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
-	23, // 27: sutra.v1.Event.time:type_name -> google.protobuf.Timestamp
-	16, // 28: sutra.v1.Event.position:type_name -> sutra.v1.EventPosition
-	17, // 29: sutra.v1.Event.call:type_name -> sutra.v1.CallEvent
-	18, // 30: sutra.v1.Event.agent:type_name -> sutra.v1.AgentEvent
-	19, // 31: sutra.v1.Event.node:type_name -> sutra.v1.NodeEvent
-	22, // 32: sutra.v1.CallEvent.what:type_name -> sutra.v1.CallEvent.WhatEntry
-	23, // 33: sutra.v1.CallEvent.began_at:type_name -> google.protobuf.Timestamp
-	24, // 34: sutra.v1.CallEvent.took:type_name -> google.protobuf.Duration
-	3,  // 35: sutra.v1.AgentEvent.from:type_name -> sutra.v1.AgentHealth
-	3,  // 36: sutra.v1.AgentEvent.to:type_name -> sutra.v1.AgentHealth
-	0,  // 37: sutra.v1.NodeEvent.from:type_name -> sutra.v1.Phase
-	0,  // 38: sutra.v1.NodeEvent.to:type_name -> sutra.v1.Phase
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	22, // 21: sutra.v1.ProcessRecord.cgroups:type_name -> sutra.v1.ProcessRecord.CgroupsEntry
+	24, // 22: sutra.v1.LogRange.since:type_name -> google.protobuf.Timestamp
+	26, // 23: sutra.v1.TokenRecord.role:type_name -> sutra.v1.Role
+	24, // 24: sutra.v1.TokenRecord.created_at:type_name -> google.protobuf.Timestamp
+	24, // 25: sutra.v1.TokenRecord.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 26: sutra.v1.TokenRecord.last_used_at:type_name -> google.protobuf.Timestamp
+	26, // 27: sutra.v1.IdentityRecord.role:type_name -> sutra.v1.Role
+	24, // 28: sutra.v1.IdentityRecord.given_at:type_name -> google.protobuf.Timestamp
+	24, // 29: sutra.v1.IdentityRecord.expires_at:type_name -> google.protobuf.Timestamp
+	24, // 30: sutra.v1.IdentityRecord.certificates_since:type_name -> google.protobuf.Timestamp
+	24, // 31: sutra.v1.BanRecord.banned_at:type_name -> google.protobuf.Timestamp
+	24, // 32: sutra.v1.Event.time:type_name -> google.protobuf.Timestamp
+	17, // 33: sutra.v1.Event.position:type_name -> sutra.v1.EventPosition
+	18, // 34: sutra.v1.Event.call:type_name -> sutra.v1.CallEvent
+	19, // 35: sutra.v1.Event.agent:type_name -> sutra.v1.AgentEvent
+	20, // 36: sutra.v1.Event.node:type_name -> sutra.v1.NodeEvent
+	23, // 37: sutra.v1.CallEvent.what:type_name -> sutra.v1.CallEvent.WhatEntry
+	24, // 38: sutra.v1.CallEvent.began_at:type_name -> google.protobuf.Timestamp
+	25, // 39: sutra.v1.CallEvent.took:type_name -> google.protobuf.Duration
+	3,  // 40: sutra.v1.AgentEvent.from:type_name -> sutra.v1.AgentHealth
+	3,  // 41: sutra.v1.AgentEvent.to:type_name -> sutra.v1.AgentHealth
+	0,  // 42: sutra.v1.NodeEvent.from:type_name -> sutra.v1.Phase
+	0,  // 43: sutra.v1.NodeEvent.to:type_name -> sutra.v1.Phase
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_sutra_v1_model_proto_init() }
@@ -2277,7 +2433,7 @@ func file_sutra_v1_model_proto_init() {
 	}
 	file_sutra_v1_policy_proto_init()
 	file_sutra_v1_model_proto_msgTypes[6].OneofWrappers = []any{}
-	file_sutra_v1_model_proto_msgTypes[10].OneofWrappers = []any{
+	file_sutra_v1_model_proto_msgTypes[11].OneofWrappers = []any{
 		(*Event_Call)(nil),
 		(*Event_Agent)(nil),
 		(*Event_Node)(nil),
@@ -2288,7 +2444,7 @@ func file_sutra_v1_model_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sutra_v1_model_proto_rawDesc), len(file_sutra_v1_model_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

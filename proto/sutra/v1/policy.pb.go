@@ -107,7 +107,10 @@ type Policy struct {
 	Roles []Role `protobuf:"varint,3,rep,packed,name=roles,proto3,enum=sutra.v1.Role" json:"roles,omitempty"`
 	// True where the call changes what is wanted, what runs, or who may come in: who made it is put on record. A heartbeat
 	// only tells of what has changed already.
-	Mutates       bool `protobuf:"varint,4,opt,name=mutates,proto3" json:"mutates,omitempty"`
+	Mutates bool `protobuf:"varint,4,opt,name=mutates,proto3" json:"mutates,omitempty"`
+	// True where the call changes who may come in, or shows the authority that says so. In the clear nobody is known, and what somebody
+	// got there would be good for long after: there it is refused to all.
+	SecureOnly    bool `protobuf:"varint,5,opt,name=secure_only,json=secureOnly,proto3" json:"secure_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -170,6 +173,13 @@ func (x *Policy) GetMutates() bool {
 	return false
 }
 
+func (x *Policy) GetSecureOnly() bool {
+	if x != nil {
+		return x.SecureOnly
+	}
+	return false
+}
+
 var file_sutra_v1_policy_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
@@ -193,13 +203,15 @@ var File_sutra_v1_policy_proto protoreflect.FileDescriptor
 
 const file_sutra_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x15sutra/v1/policy.proto\x12\bsutra.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9c\x01\n" +
+	"\x15sutra/v1/policy.proto\x12\bsutra.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\xbd\x01\n" +
 	"\x06Policy\x123\n" +
 	"\atimeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1d\n" +
 	"\n" +
 	"retry_safe\x18\x02 \x01(\bR\tretrySafe\x12$\n" +
 	"\x05roles\x18\x03 \x03(\x0e2\x0e.sutra.v1.RoleR\x05roles\x12\x18\n" +
-	"\amutates\x18\x04 \x01(\bR\amutates*\x82\x01\n" +
+	"\amutates\x18\x04 \x01(\bR\amutates\x12\x1f\n" +
+	"\vsecure_only\x18\x05 \x01(\bR\n" +
+	"secureOnly*\x82\x01\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_VIEWER\x10\x01\x12\x11\n" +

@@ -60,6 +60,21 @@ func (r *Registry) Taken(id string, now time.Time) error {
 	return taken(a.info, a.live.State(r.awake(now)))
 }
 
+// Knows tells whether there is an agent of that id, OFFLINE or not, or a node of it that hasn't ended.
+func (r *Registry) Knows(id string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if a := r.agents[id]; a != nil && a.info != nil {
+		return true
+	}
+	for _, n := range r.on[id] {
+		if n.record != nil && !n.record.GetNode().Ended() {
+			return true
+		}
+	}
+	return false
+}
+
 // Leave makes an agent OFFLINE that isn't to be heard any more.
 func (r *Registry) Leave(id string) {
 	r.mu.Lock()

@@ -27,41 +27,110 @@ func (s *Store) SaveToken(ctx context.Context, t *sutrav1.TokenRecord) error {
 	return nil
 }
 
-// ChangeToken replaces a token's record by what edit makes of a copy, at once: of two that use a token up one succeeds, and the
-// other's edit sees that. Where edit returns an error nothing is changed. The token that isn't there is ErrNoToken.
-func (s *Store) ChangeToken(ctx context.Context, id string, edit func(*sutrav1.TokenRecord) error) error {
-	key := tokenPrefix + id
+// Join replaces, at once, a token's record and that of the identity which is given for it: edit changes a copy of the one, and
+// returns the other. Of two that use a token up, or want to be the same, one succeeds, and the other's edit sees that. known is
+// nil where the identity was never given. Where edit returns an error nothing is changed. The token that isn't there is ErrNoToken.
+func (s *Store) Join(
+	ctx context.Context, tokenID, kind, name string, edit func(t *sutrav1.TokenRecord, known *sutrav1.IdentityRecord) (*sutrav1.IdentityRecord, error),
+) error {
 	for {
-		resp, err := s.get(ctx, key)
-		switch {
-		case err != nil:
-			return fmt.Errorf("read token %q: %w", id, err)
-		case len(resp.Kvs) == 0:
-			return ErrNoToken
-		}
-		t, err := decodeToken(resp.Kvs[0])
+		t, unchanged, err := s.token(ctx, tokenID)
 		if err != nil {
 			return err
 		}
-		before := proto.CloneOf(t)
-		if err := edit(t); err != nil {
+		done, err := s.changeIdentity(ctx, kind, name, func(known *sutrav1.IdentityRecord) (*sutrav1.IdentityRecord, []clientv3.Cmp, []clientv3.Op, error) {
+			before := proto.CloneOf(t)
+			now, err := edit(t, known)
+			if err != nil || proto.Equal(before, t) {
+				return now, []clientv3.Cmp{unchanged}, nil, err
+			}
+			put, err := putOp(tokenPrefix, tokenID, t)
+			return now, []clientv3.Cmp{unchanged}, []clientv3.Op{put}, err
+		})
+		if err != nil || done {
 			return err
-		}
-		if proto.Equal(before, t) {
-			return nil
-		}
-		put, err := putOp(tokenPrefix, id, t)
-		if err != nil {
-			return fmt.Errorf("save token %q: %w", id, err)
-		}
-		done, err := s.commit(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", resp.Kvs[0].ModRevision)}, put)
-		if err != nil {
-			return fmt.Errorf("save token %q: %w", id, err)
-		}
-		if done {
-			return nil
 		}
 	}
+}
+
+// token reads a token's record, and says when it is still the same.
+func (s *Store) token(ctx context.Context, id string) (t *sutrav1.TokenRecord, unchanged clientv3.Cmp, err error) {
+	resp, err := s.get(ctx, tokenPrefix+id)
+	switch {
+	case err != nil:
+		return nil, unchanged, fmt.Errorf("read token %q: %w", id, err)
+	case len(resp.Kvs) == 0:
+		return nil, unchanged, ErrNoToken
+	}
+	t, err = decodeToken(resp.Kvs[0])
+	return t, clientv3.Compare(clientv3.ModRevision(tokenPrefix+id), "=", resp.Kvs[0].ModRevision), err
+}
+
+// ChangeIdentity replaces an identity's record by what edit makes of a copy, which is nil where there is none. Where edit returns an
+// error nothing is changed.
+func (s *Store) ChangeIdentity(ctx context.Context, kind, name string, edit func(known *sutrav1.IdentityRecord) (*sutrav1.IdentityRecord, error)) error {
+	for {
+		done, err := s.changeIdentity(ctx, kind, name, func(known *sutrav1.IdentityRecord) (*sutrav1.IdentityRecord, []clientv3.Cmp, []clientv3.Op, error) {
+			now, err := edit(known)
+			return now, nil, nil, err
+		})
+		if err != nil || done {
+			return err
+		}
+	}
+}
+
+// changeIdentity tries once to replace an identity's record, together with what else edit wants to be written on which conditions. It
+// reports whether nothing had changed meanwhile.
+func (s *Store) changeIdentity(
+	ctx context.Context, kind, name string, edit func(known *sutrav1.IdentityRecord) (*sutrav1.IdentityRecord, []clientv3.Cmp, []clientv3.Op, error),
+) (done bool, err error) {
+	id := identityID(kind, name)
+	key, revision := identityPrefix+id, int64(0)
+	resp, err := s.get(ctx, key)
+	if err != nil {
+		return false, fmt.Errorf("read the record of %s: %w", id, err)
+	}
+	var known, before *sutrav1.IdentityRecord
+	if len(resp.Kvs) > 0 {
+		if before, err = decodeIdentity(resp.Kvs[0]); err != nil {
+			return false, err
+		}
+		known, revision = proto.CloneOf(before), resp.Kvs[0].ModRevision
+	}
+	now, conditions, ops, err := edit(known)
+	if err != nil {
+		return false, err
+	}
+	if !proto.Equal(before, now) {
+		put, err := putOp(identityPrefix, id, now)
+		if err != nil {
+			return false, fmt.Errorf("save the record of %s: %w", id, err)
+		}
+		ops = append(ops, put)
+	}
+	if len(ops) == 0 {
+		return true, nil
+	}
+	done, err = s.commit(ctx, append(conditions, clientv3.Compare(clientv3.ModRevision(key), "=", revision)), ops...)
+	if err != nil {
+		return false, fmt.Errorf("save the record of %s: %w", id, err)
+	}
+	return done, nil
+}
+
+// identityID is what the key of an identity's record ends in.
+func identityID(kind, name string) string { return kind + "/" + name }
+
+func decodeIdentity(kv *mvccpb.KeyValue) (*sutrav1.IdentityRecord, error) {
+	key, rec := string(kv.Key), &sutrav1.IdentityRecord{}
+	if err := proto.Unmarshal(kv.Value, rec); err != nil {
+		return nil, damaged(key, err)
+	}
+	if id := identityID(rec.GetKind(), rec.GetName()); identityPrefix+id != key {
+		return nil, damaged(key, fmt.Errorf("it holds %q", id))
+	}
+	return rec, nil
 }
 
 // DeleteToken removes a token's record; false where there was none.

@@ -20,14 +20,7 @@ const pruneBatch = 64
 // it moved or removed, also beside an error. What changes while it runs is left to the
 // next call.
 func (s *Store) Prune(ctx context.Context, nodesEndedBefore, tombstonesBefore time.Time) (int, error) {
-	var batches [][]pruneStep
-	add := func(step pruneStep) {
-		if last := len(batches) - 1; last >= 0 && len(batches[last]) < pruneBatch {
-			batches[last] = append(batches[last], step)
-			return
-		}
-		batches = append(batches, []pruneStep{step})
-	}
+	var prune pruning
 	err := s.scan(ctx, nodePrefix, func(kv *mvccpb.KeyValue) error {
 		n, err := decodeNode(kv, nodePrefix)
 		if err != nil || !ended(n) || !endedBefore(n, nodesEndedBefore) {
@@ -35,7 +28,7 @@ func (s *Store) Prune(ctx context.Context, nodesEndedBefore, tombstonesBefore ti
 		}
 		step := removal(kv)
 		step.ops = append(step.ops, clientv3.OpPut(tombstonePrefix+n.GetNode().GetNodeId(), string(kv.Value)))
-		add(step)
+		prune.add(step)
 		return nil
 	})
 	if err == nil {
@@ -44,16 +37,75 @@ func (s *Store) Prune(ctx context.Context, nodesEndedBefore, tombstonesBefore ti
 			if err != nil || !endedBefore(n, tombstonesBefore) {
 				return err
 			}
-			add(removal(kv))
+			prune.add(removal(kv))
 			return nil
 		})
 	}
-	if err != nil {
-		return 0, fmt.Errorf("prune ended nodes: %w", err)
-	}
-
 	pruned := 0
-	for _, batch := range batches {
+	if err == nil {
+		pruned, err = prune.commit(ctx, s)
+	}
+	if err != nil {
+		return pruned, fmt.Errorf("prune ended nodes: %w", err)
+	}
+	return pruned, nil
+}
+
+// PruneAccess removes tokens that ended, or that were used up, before tokensBefore, and the records of identities whose last
+// certificate ended before identitiesBefore. It returns and leaves the same as Prune.
+func (s *Store) PruneAccess(ctx context.Context, tokensBefore, identitiesBefore time.Time) (int, error) {
+	var prune pruning
+	err := s.scan(ctx, tokenPrefix, func(kv *mvccpb.KeyValue) error {
+		t, err := decodeToken(kv)
+		if err == nil && over(t, tokensBefore) {
+			prune.add(removal(kv))
+		}
+		return err
+	})
+	if err == nil {
+		err = s.scan(ctx, identityPrefix, func(kv *mvccpb.KeyValue) error {
+			rec, err := decodeIdentity(kv)
+			if err == nil && rec.GetExpiresAt() != nil && rec.GetExpiresAt().AsTime().Before(identitiesBefore) {
+				prune.add(removal(kv))
+			}
+			return err
+		})
+	}
+	pruned := 0
+	if err == nil {
+		pruned, err = prune.commit(ctx, s)
+	}
+	if err != nil {
+		return pruned, fmt.Errorf("prune tokens and identities: %w", err)
+	}
+	return pruned, nil
+}
+
+// over tells whether nobody could join with a token any more before t.
+func over(token *sutrav1.TokenRecord, t time.Time) bool {
+	if token.GetLocal() {
+		return false
+	}
+	expired := token.GetExpiresAt() != nil && token.GetExpiresAt().AsTime().Before(t)
+	return expired || token.GetUsesLeft() == 0 && token.GetLastUsedAt() != nil && token.GetLastUsedAt().AsTime().Before(t)
+}
+
+// pruning is what is to be pruned, in batches that each fit a transaction.
+type pruning [][]pruneStep
+
+func (p *pruning) add(step pruneStep) {
+	all := *p
+	if last := len(all) - 1; last >= 0 && len(all[last]) < pruneBatch {
+		all[last] = append(all[last], step)
+		return
+	}
+	*p = append(all, []pruneStep{step})
+}
+
+// commit carries it out, and returns how many steps it did.
+func (p pruning) commit(ctx context.Context, s *Store) (int, error) {
+	pruned := 0
+	for _, batch := range p {
 		var conditions []clientv3.Cmp
 		var ops []clientv3.Op
 		for _, step := range batch {
@@ -62,7 +114,7 @@ func (s *Store) Prune(ctx context.Context, nodesEndedBefore, tombstonesBefore ti
 		}
 		done, err := s.commit(ctx, conditions, ops...)
 		if err != nil {
-			return pruned, fmt.Errorf("prune ended nodes: %w", err)
+			return pruned, err
 		}
 		if done {
 			pruned += len(batch)

@@ -21,6 +21,7 @@ const (
 	tombstonePrefix = keyPrefix + "tombstones/"
 	tokenPrefix     = keyPrefix + "tokens/"
 	banPrefix       = keyPrefix + "bans/"
+	identityPrefix  = keyPrefix + "identities/"
 )
 
 // pageSize bounds how many values one read holds in memory beside the result.
