@@ -56,7 +56,9 @@ func TestBanOfAPerson(t *testing.T) {
 		return nil
 	})
 
-	g.MustRun("users", "ban", "--reason", "left us", "anna")
+	if r := g.Run("users", "ban", "--reason", "left us", "anna"); r.Code != 0 || r.Stdout != "banned anna\n" || !strings.Contains(r.Stderr, "sutra users unban anna lets them in again") {
+		t.Errorf("ban: %+v", r)
+	}
 	if code := follower.Wait(); code != 6 || !strings.Contains(string(follower.Log()), "(BANNED)") {
 		t.Errorf("what she followed ended with %d:\n%s", code, follower.Log())
 	}

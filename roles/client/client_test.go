@@ -46,7 +46,6 @@ type fakeMaster struct {
 	onListNodes  func(*sutrav1.ListNodesRequest) (*sutrav1.ListNodesResponse, error)
 	onListAgents func() (*sutrav1.ListAgentsResponse, error)
 	onStatus     func() (*sutrav1.GetClusterStatusResponse, error)
-	onBanUser    func(*sutrav1.BanUserRequest) (*sutrav1.BanUserResponse, error)
 	onListBans   func() (*sutrav1.ListBansResponse, error)
 	onLogs       func(*sutrav1.TailLogsRequest, grpc.ServerStreamingServer[sutrav1.TailLogsResponse]) error
 	onEvents     func(*sutrav1.WatchEventsRequest, grpc.ServerStreamingServer[sutrav1.WatchEventsResponse]) error
@@ -126,13 +125,6 @@ func (f *fakeMaster) GetClusterStatus(_ context.Context, r *sutrav1.GetClusterSt
 		return nil, err
 	}
 	return f.onStatus()
-}
-
-func (f *fakeMaster) BanUser(_ context.Context, r *sutrav1.BanUserRequest) (*sutrav1.BanUserResponse, error) {
-	if err := f.note(r, f.onBanUser != nil); err != nil {
-		return nil, err
-	}
-	return f.onBanUser(r)
 }
 
 func (f *fakeMaster) ListBans(_ context.Context, r *sutrav1.ListBansRequest) (*sutrav1.ListBansResponse, error) {
