@@ -602,8 +602,13 @@ func TestInsecure(t *testing.T) {
 	}
 	// Nobody gets there what would be good when the grid is secure again.
 	for _, args := range [][]string{
-		{"token", "create", "--role", "admin"}, {"token", "revoke", "d4k2v8"}, {"agents", "ban", "a"}, {"agents", "unban", "a"},
-		{"ca", "rotate"}, {"ca", "rotate", "--apply"}, {"ca", "retire", "--apply"},
+		{"token", "create", "--role", "admin"},
+		{"token", "revoke", "d4k2v8"},
+		{"agents", "ban", "a"},
+		{"agents", "unban", "a"},
+		{"ca", "rotate"},
+		{"ca", "rotate", "--apply"},
+		{"ca", "retire", "--apply"},
 	} {
 		refused(t, g, 7, "IN_THE_CLEAR", []string{"--insecure", "hint: "}, append([]string{"--insecure"}, args...)...)
 	}

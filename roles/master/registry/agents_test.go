@@ -480,6 +480,37 @@ func TestIdleAgents(t *testing.T) {
 	wantIDs(t, ids(g.Idle(time.Minute, g.now)), "bare", "ended", "loaded")
 }
 
+// An agent's id is known while there is the agent, OFFLINE or not, or a node that is wanted there.
+func TestKnows(t *testing.T) {
+	g := newGrid(t)
+	claim, err := g.Claim(host("claims"), g.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := g.register(host("there"))
+	g.Load([]*sutrav1.Agent{host("loaded")}, nil, nil, g.now)
+	g.Put(wants("w", "lost"))
+	g.Put(wants("e", "done"))
+	g.end("e", stopped)
+	known := func(want ...string) {
+		t.Helper()
+		var is []string
+		for _, id := range []string{"claims", "done", "loaded", "lost", "nobody", "there"} {
+			if g.Knows(id) {
+				is = append(is, id)
+			}
+		}
+		wantIDs(t, is, want...)
+	}
+	known("loaded", "lost", "there")
+	g.Unregister("there", there.GetEpoch())
+	known("loaded", "lost", "there")
+	g.Forget(there, g.now)
+	g.Register(claim, nil, g.now)
+	g.end("w", stopped)
+	known("claims", "loaded")
+}
+
 // What an agent said before it was forgotten counts no more when it is there again.
 func TestForget(t *testing.T) {
 	g := newGrid(t)

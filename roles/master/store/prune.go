@@ -94,12 +94,11 @@ func over(token *sutrav1.TokenRecord, t time.Time) bool {
 type pruning [][]pruneStep
 
 func (p *pruning) add(step pruneStep) {
-	all := *p
-	if last := len(all) - 1; last >= 0 && len(all[last]) < pruneBatch {
-		all[last] = append(all[last], step)
+	if last := len(*p) - 1; last >= 0 && len((*p)[last]) < pruneBatch {
+		(*p)[last] = append((*p)[last], step)
 		return
 	}
-	*p = append(all, []pruneStep{step})
+	*p = append(*p, []pruneStep{step})
 }
 
 // commit carries it out, and returns how many steps it did.
