@@ -213,7 +213,7 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 		if s.home, err = config.Home(home); err != nil {
 			return &UsageError{Message: err.Error()}
 		}
-		if err := s.dial(cctx, func(c *pki.Credentials) bool { return !time.Now().Before(c.RenewAt()) }); err != nil {
+		if err := s.dial(cctx, func(c *pki.Credentials) bool { return c.Due(time.Now()) }); err != nil {
 			return err
 		}
 		defer func() { s.channel.Close() }()
