@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -30,6 +31,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/sutra-grid/sutra/e2e/harness"
@@ -374,7 +376,9 @@ func TestJoin(t *testing.T) {
 			t.Errorf("the error shows the secret: %s", r.Stderr)
 		}
 	}
-	absent(t, filepath.Join(g.Dir, "x", "credentials"))
+	if files, err := filepath.Glob(filepath.Join(g.Dir, "x", "credentials", "*.pem")); err != nil || len(files) > 0 {
+		t.Errorf("refused, and there is %v, %v", files, err)
+	}
 }
 
 // Of two agents that come with one token at the same time, one joins.
@@ -597,6 +601,26 @@ func TestInsecure(t *testing.T) {
 	if out := g.MustRun("list-agents", "--insecure"); !strings.Contains(out, "HEALTHY") {
 		t.Errorf("list-agents:\n%s", out)
 	}
+	// Nobody else reaches what runs in the clear, unless that was asked for.
+	reached := func(name string) error {
+		_, port, ok := strings.Cut(agentAt(t, g, name), ":")
+		if !ok {
+			t.Fatalf("agent %s is nowhere", name)
+		}
+		conn, err := net.Dial("tcp", net.JoinHostPort(hostAddress(t), port))
+		if err == nil {
+			_ = conn.Close() // nothing was said
+		}
+		return err
+	}
+	if err := reached("a"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("from another host: %v", err)
+	}
+	anywhere := g.Launch("anywhere", "agent", "--insecure=anywhere", "--config", writeFile(t, filepath.Join(g.Dir, "b.toml"), "[agent]\nagent_id = \"b\"\nagent_port = 0\n", 0o600))
+	harness.Await(t, "the agent", func() error { return logSays(anywhere, "registered with the master") })
+	if err := reached("b"); err != nil {
+		t.Errorf("anywhere, from another host: %v", err)
+	}
 	if r := g.Run("list-agents"); r.Code == 0 || !strings.Contains(r.Stderr, "doesn't speak TLS") {
 		t.Errorf("a secure client of an insecure master: %+v", r)
 	}
@@ -629,4 +653,19 @@ func TestInsecure(t *testing.T) {
 	g.MustRun("token", "list", "--insecure")
 	absent(t, filepath.Join(g.Home, "credentials"))
 	absent(t, filepath.Join(g.Home, "master", "pki"))
+}
+
+// agentAt is where an agent of a grid in the clear is called.
+func agentAt(t *testing.T, g *harness.Grid, id string) string {
+	t.Helper()
+	var resp sutrav1.ListAgentsResponse
+	if err := protojson.Unmarshal([]byte(g.MustRun("list-agents", "--insecure", "-o", "json")), &resp); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range resp.GetAgents() {
+		if a.GetAgentId() == id {
+			return a.GetEndpoint()
+		}
+	}
+	return ""
 }

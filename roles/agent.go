@@ -13,6 +13,7 @@ import (
 	"github.com/sutra-grid/sutra/config"
 	"github.com/sutra-grid/sutra/roles/agent"
 	"github.com/sutra-grid/sutra/roles/client"
+	"github.com/sutra-grid/sutra/rpc"
 )
 
 func agentCommand(s *client.Streams, version string) *cli.Command {
@@ -32,7 +33,7 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 				Name: "join-token", EnvVars: []string{"SUTRA_JOIN_TOKEN"}, FilePath: "",
 				Usage: "`TOKEN` to join the grid with, the first time (default: $SUTRA_JOIN_TOKEN, which shows in no list of processes; else the one that a master of this host has left)",
 			},
-			&cli.StringFlag{Name: "join-token-file", Usage: "`FILE` that has the token"},
+			&cli.StringFlag{Name: "join-token-file", Usage: "`FILE` that has the token; it is read when one is needed"},
 			client.InsecureFlag(""),
 			&cli.BoolFlag{Name: "stop-nodes", Usage: "take the nodes along when the agent is stopped (default: they run on, and the next start takes them up)"},
 			&cli.BoolFlag{Name: "print-config", Usage: "print a commented example of the file and exit"},
@@ -63,9 +64,9 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 			if c.Bool("print-unit") {
 				return printUnit(s, binary, c.String("config"), home, file, c.Bool("stop-nodes"))
 			}
-			token, err := joinToken(c)
-			if err != nil {
-				return err
+			token, tokenFile := c.String("join-token"), c.String("join-token-file")
+			if token != "" && tokenFile != "" {
+				return &client.UsageError{Message: "--join-token and --join-token-file exclude each other"}
 			}
 			insecure := client.InsecureOf(c)
 			for _, address := range append([]string{file.Advertise, file.MetricsListen}, file.MasterEndpoints...) {
@@ -74,8 +75,8 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 				}
 			}
 			a, err := agent.New(c.Context, agent.Config{
-				JoinToken: token, Insecure: insecure, Home: home, File: file, Binary: binary, StopNodes: c.Bool("stop-nodes"), Version: version, Log: newLogger(s, zerolog.InfoLevel),
-				Listen: func() (calls, metrics net.Listener, err error) { return listenAs(file, c.String("config")) },
+				JoinToken: token, JoinTokenFile: tokenFile, Insecure: insecure, Home: home, File: file, Binary: binary, StopNodes: c.Bool("stop-nodes"), Version: version, Log: newLogger(s, zerolog.InfoLevel),
+				Listen: func() (calls, metrics net.Listener, err error) { return listenAs(file, insecure, c.String("config")) },
 			})
 			if err != nil {
 				return err
@@ -85,25 +86,13 @@ func agentCommand(s *client.Streams, version string) *cli.Command {
 	}
 }
 
-// joinToken is the token that the agent was given; empty where it was given none.
-func joinToken(c *cli.Context) (string, error) {
-	token, file := c.String("join-token"), c.String("join-token-file")
-	switch {
-	case token != "" && file != "":
-		return "", &client.UsageError{Message: "--join-token and --join-token-file exclude each other"}
-	case file == "":
-		return token, nil
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return "", &client.UsageError{Message: "--join-token-file: " + err.Error()}
-	}
-	return string(data), nil
-}
-
 // listenAs opens what an agent's file says, the path of which is name.
-func listenAs(file *config.Agent, name string) (calls, metrics net.Listener, err error) {
-	calls, err = listen("the agent", fmt.Sprintf("0.0.0.0:%d", file.AgentPort), "agent_port in "+name)
+func listenAs(file *config.Agent, insecure rpc.Insecure, name string) (calls, metrics net.Listener, err error) {
+	host := "0.0.0.0"
+	if insecure.Allows(host) != nil {
+		host = "127.0.0.1"
+	}
+	calls, err = listen("the agent", fmt.Sprintf("%s:%d", host, file.AgentPort), "agent_port in "+name)
 	if err != nil || file.MetricsListen == "" {
 		return calls, nil, err
 	}

@@ -214,7 +214,7 @@ func (c *Channel) explain(err error) *Error {
 	if why, ok := untrusted(e.Message); ok {
 		e.Reason, e.code = UntrustedPeer, codes.Unauthenticated
 		e.Message = "who answers at " + c.link.endpoint + " isn't taken for " + c.peer + " of this grid: " + why
-		e.Hint = c.link.trust.hint(c.link.endpoint)
+		e.Hint = c.link.trust.hint(c.link.endpoint, why)
 		return e
 	}
 	if foreign(err) {

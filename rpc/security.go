@@ -301,9 +301,12 @@ func (t Trust) transport() credentials.TransportCredentials {
 
 func (t Trust) inClear() bool { return t.Token == nil && t.Credentials == nil }
 
-// hint is what one does who finds somebody else than is wanted at an address.
-func (t Trust) hint(endpoint string) string {
+// hint is what one does who finds somebody else than is wanted at an address, and why it isn't who is wanted.
+func (t Trust) hint(endpoint, why string) string {
 	switch {
+	case strings.Contains(why, pki.Clocks):
+		return "the clock of this host says " + time.Now().UTC().Format(time.RFC3339) + "; compare it with that of the other host (date -u), and set the one " +
+			"that is wrong: within a minute a master then shows another certificate"
 	case t.Token != nil:
 		return "check the address; or have an admin of the grid that is there make a token: sutra token create"
 	case t.Peer.Kind == pki.Agent:

@@ -44,6 +44,8 @@ type Config struct {
 	StopNodes bool
 	// JoinToken gets the agent its identity, where it has none yet; empty: the token that a master of this host has left.
 	JoinToken string
+	// JoinTokenFile has that token, where JoinToken is empty; empty: none has. It is read when a token is needed.
+	JoinTokenFile string
 	// Insecure has everything in the clear.
 	Insecure rpc.Insecure
 	Version  string
@@ -163,10 +165,12 @@ func (a *Agent) build(ctx context.Context, dir string) error {
 		return err
 	}
 	if a.cfg.Insecure == rpc.Secure {
-		a.identity, err = openIdentity(&identity{
-			agentID: file.AgentID, file: filepath.Join(dir, "identity.pem"), home: a.cfg.Home, token: a.cfg.JoinToken, log: a.cfg.Log,
-		})
-		if err != nil {
+		a.identity = &identity{
+			agentID: file.AgentID, file: filepath.Join(dir, "identity.pem"), keyFile: filepath.Join(dir, "join.key"), home: a.cfg.Home,
+			token: a.cfg.JoinToken, tokenFile: a.cfg.JoinTokenFile, log: a.cfg.Log, soon: make(chan struct{}, 1),
+		}
+		// One that can't be used ends no agent that has nodes to look after: the link tells of it, and tries on.
+		if err := a.identity.open(); err != nil && len(a.nodes.List()) == 0 {
 			return err
 		}
 		rpc.ExportCredentials(a.registry, &a.identity.held)

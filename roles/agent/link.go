@@ -115,19 +115,23 @@ func (l *link) next() {
 // register tries until the master accepts, for as long as it is away. A refusal that no time heals is an
 // error before the first success; later the agent goes on trying, because it has nodes to run.
 func (l *link) register(ctx context.Context, first bool) error {
-	said, foreign := "", map[string]bool{}
+	said := ""
 	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, lastPause) {
 		var resp *sutrav1.RegisterAgentResponse
 		var err error
 		if l.identity != nil {
-			err = l.identity.ensure(ctx, l.master(), foreign[l.master()])
+			err = l.identity.ensure(ctx, l.master())
 		}
+		unknown := err != nil
 		if err == nil {
 			resp, err = l.client.RegisterAgent(ctx, &sutrav1.RegisterAgentRequest{
 				Agent: l.self, Nodes: brief(l.nodes.List()), HeartbeatInterval: durationpb.New(l.every),
 			})
+			if err != nil && l.identity != nil {
+				err, unknown = l.refused(ctx, err)
+			}
 		}
-		if err == nil {
+		if err == nil && resp != nil {
 			l.epoch = resp.GetEpoch()
 			l.log.Info().Str("master", l.master()).Str("grid_id", resp.GetGridId()).Uint64("epoch", resp.GetEpoch()).
 				Str("master_version", resp.GetMasterVersion()).Msg("registered with the master")
@@ -136,11 +140,17 @@ func (l *link) register(ctx context.Context, first bool) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if err == nil { // it has another identity
+			if !sleep(ctx, pause) {
+				return nil
+			}
+			continue
+		}
 		e := rpc.AsError(err)
-		if first && l.forGood(e) {
+		// For want of an identity no agent ends that has nodes: it goes on to look after them.
+		if first && l.forGood(e) && !(unknown && len(l.nodes.List()) > 0) {
 			return e
 		}
-		foreign[l.master()] = e.Reason == rpc.UntrustedPeer
 		if e.Message != said {
 			said = e.Message
 			event := l.log.Warn().Err(e)
@@ -155,6 +165,19 @@ func (l *link) register(ctx context.Context, first bool) error {
 		}
 	}
 	return nil
+}
+
+// refused gets another identity, where that may help after a registration failed; nil: it has one. unknown tells that it is for
+// want of one that the agent isn't registered.
+func (l *link) refused(ctx context.Context, err error) (now error, unknown bool) {
+	switch rpc.ReasonOf(err) {
+	case rpc.Unauthenticated:
+		return l.identity.prove(ctx, l.master()), true
+	case rpc.UntrustedPeer:
+		return l.identity.orJoin(ctx, l.master(), err), true
+	default:
+		return err, false
+	}
 }
 
 // forGood tells whether no time heals an error of a first registration. A token that a master of this host is still to leave

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -21,7 +22,8 @@ func (c *client) loginCommand() *cli.Command {
 		Name:      "login",
 		Usage:     "join a grid as a person, with a token",
 		UsageText: "sutra login --master HOST:PORT --token TOKEN [--name NAME]",
-		Description: `The identity that the token gives is kept under credentials/ in the home, and is used by all verbs from then on.
+		Description: `The identity that the token gives is kept under credentials/ in the home, and is used by all verbs from then on. An account
+has one identity in a grid: where it is an operator or an admin already, another one needs another --home.
 $SUTRA_JOIN_TOKEN stands for --token, and shows in no list of processes.
 
 Examples:
@@ -48,7 +50,16 @@ func login(cctx *cli.Context, s *session) error {
 	if name == "" {
 		name = accountName()
 	}
-	key, request, err := pki.NewRequest()
+	if err := s.replaceable(token); err != nil {
+		return err
+	}
+	// Whoever lost the answer asks again with the same key, and is answered again although the token is used up.
+	keyFile := filepath.Join(s.home, "credentials", "login.key")
+	key, err := pki.KeepKey(keyFile)
+	if err != nil {
+		return err
+	}
+	request, err := pki.Request(key)
 	if err != nil {
 		return err
 	}
@@ -67,8 +78,28 @@ func login(cctx *cli.Context, s *session) error {
 	if err := own.Save(config.Credentials(s.home, own.Identity.Grid)); err != nil {
 		return err
 	}
+	_ = os.Remove(keyFile) // one that is left is of no use
 	s.tell("all verbs use it from now on; name the master with SUTRA_MASTER=" + s.endpoint)
 	return s.write(fmt.Sprintf("joined grid %s as %s, with the role %s\n", own.Identity.Grid, own.Identity, pki.RoleWord(own.Identity.Role)))
+}
+
+// replaceable tells why a token of a grid mustn't be spent in this home: an account has one identity in a grid, and which role a
+// token gives shows when it is spent. Nobody is to lose an operator's or an admin's for less, and unasked.
+func (s *session) replaceable(token pki.Token) error {
+	all, files, err := credentials(s.home)
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if c.Trusts(token.Root) && c.Identity.Role != sutrav1.Role_ROLE_VIEWER && !time.Now().After(c.Expires) && files[c] == config.Credentials(s.home, c.Identity.Grid) {
+			return &UsageError{
+				Message: fmt.Sprintf("this account is %s in that grid already, with the role %s, and would be that no more", c.Identity, pki.RoleWord(c.Identity.Role)),
+				Hint: "keep the other identity elsewhere: sutra login --home FOLDER ...; or give this one up, and remove " + files[c] +
+					" (on the master's host, the next start of the master leaves an admin's there again)",
+			}
+		}
+	}
+	return nil
 }
 
 // accountName is this account's name, as far as names in a grid may have its letters.
@@ -108,7 +139,7 @@ func credentials(home string) (all []*pki.Credentials, files map[*pki.Credential
 const renewalTime = 2 * time.Second
 
 // renewalDue tells whether it is time to renew.
-func renewalDue(c *pki.Credentials) bool { return !time.Now().Before(c.RenewAt()) }
+func renewalDue(c *pki.Credentials) bool { return c.Due(time.Now()) }
 
 // renewed renews those of the credentials that are due, or all, and whose grid this master's is. What can't be renewed is used as it is.
 func (s *session) renewed(
@@ -141,7 +172,7 @@ func (s *session) renew(ctx context.Context, c *pki.Credentials) (*pki.Credentia
 		return nil, err
 	}
 	req := &sutrav1.RenewRequest{CertificateRequest: request}
-	if time.Now().After(c.Expires) {
+	if !c.Holds(time.Now()) {
 		req.ExpiredChain = c.Chain()
 	}
 	channel := rpc.Master(s.endpoint, func() []*pki.Credentials { return []*pki.Credentials{c} }, nil)

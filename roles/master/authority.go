@@ -120,7 +120,11 @@ func (s *service) RetireAuthority(ctx context.Context, req *sutrav1.RetireAuthor
 
 // retire ends the trust in the older root, and the connections that rest on it.
 func (s *service) retire(ctx context.Context, now *pki.Authority) error {
-	next, err := now.Retire()
+	err := s.store.SaveRoot(name(now.Roots()[0])) // else the next start could take what is left for another authority
+	var next *pki.Authority
+	if err == nil {
+		next, err = now.Retire()
+	}
 	if err != nil {
 		return rpc.Errorf(rpc.Internal, "the older root is trusted as before: %v", err).WithHint("mend that on the master's host, and repeat it")
 	}

@@ -34,7 +34,7 @@ func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access
 		return a, nil
 	}
 	var err error
-	if a.authority, err = pki.OpenAuthority(filepath.Join(m.cfg.Home, "master", "pki"), a.grid); err != nil {
+	if a.authority, err = m.openAuthority(a.grid); err != nil {
 		return nil, fmt.Errorf("open the grid's authority: %w", err)
 	}
 	m.identity = &pki.Holder{}
@@ -42,10 +42,42 @@ func (m *Master) secure(ctx context.Context, bans []*sutrav1.BanRecord) (*access
 	return a, m.anew(ctx, a)
 }
 
+// openAuthority opens the grid's authority, and makes one where the grid never had any: one that was lost mustn't be replaced
+// unseen, because that shuts out all who have an identity.
+func (m *Master) openAuthority(grid string) (*pki.Authority, error) {
+	dir := filepath.Join(m.cfg.Home, "master", "pki")
+	known, err := m.store.Root()
+	if err != nil {
+		return nil, err
+	}
+	if known == "" {
+		a, err := pki.OpenAuthority(dir, grid)
+		if err != nil {
+			return nil, err
+		}
+		return a, m.store.SaveRoot(name(a.Roots()[0]))
+	}
+	const way = "put the folder %s back from a backup; or give that root up, which takes all other hosts and people to join anew: move that folder away, " +
+		"remove %s, and start again"
+	a, err := pki.ReadAuthority(dir, grid)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w; by that root, %s, all certificates of this grid were given: "+way, err, brief(known), dir, m.store.RootFile())
+	case err != nil:
+		return nil, err
+	case place(a, known) < 0:
+		return nil, fmt.Errorf("the root in %s is %s, and the certificates of this grid were given by root %s: "+way, dir, brief(name(a.Roots()[0])), brief(known), dir, m.store.RootFile())
+	}
+	return a, nil // where a rotation was broken off, it is the one before: anew writes the newest
+}
+
 // anew gives this master and this host what they have from the authority: after a start, and when the authority is another.
 func (m *Master) anew(ctx context.Context, a *access) error {
 	if m.identity == nil {
 		return nil
+	}
+	if err := m.store.SaveRoot(name(a.current().Roots()[0])); err != nil {
+		return err
 	}
 	if err := m.renewOwn(a); err != nil {
 		return err
@@ -72,7 +104,9 @@ func (a *access) hostAdmin() pki.Identity {
 }
 
 // isHostAdmin tells whether an identity is one of those that a master leaves.
-func isHostAdmin(id pki.Identity) bool { return id.Role == sutrav1.Role_ROLE_ADMIN && isHostAdminName(id.Name) }
+func isHostAdmin(id pki.Identity) bool {
+	return id.Role == sutrav1.Role_ROLE_ADMIN && isHostAdminName(id.Name)
+}
 
 // isHostAdminName tells whether a person's name is one of theirs, which nobody else is given.
 func isHostAdminName(name string) bool {
@@ -118,25 +152,54 @@ func (m *Master) renewOwn(a *access) error {
 	return nil
 }
 
-// renew replaces the master's own certificate in time, until ctx ends.
+// renew replaces the master's own certificate and the admin's of this account in time, until ctx ends, and warns of the root's end.
 func (m *Master) renew(ctx context.Context) error {
 	if m.identity == nil {
 		return nil
 	}
+	a := m.service.access
+	tick := time.NewTicker(pki.LookEvery(a.life))
+	defer tick.Stop()
+	left, said := true, "" // anew has left it
 	for {
-		timer := time.NewTimer(time.Until(m.identity.Get().RenewAt()))
+		now := time.Now()
+		if m.identity.Get().Due(now) {
+			if err := m.renewOwn(a); err != nil {
+				return err
+			}
+			left = false
+		}
+		if !left {
+			err := m.leaveAdmin(a)
+			if left = err == nil; !left {
+				m.cfg.Log.Warn().Err(err).Msg("the admin's identity of this account isn't renewed; trying on")
+			}
+		}
+		if warning := rootWarning(a.current().Roots()[0], now); warning != said { // another one each day
+			if said = warning; said != "" {
+				m.cfg.Log.Warn().Msg(said)
+			}
+		}
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return nil
-		case <-timer.C:
+		case <-tick.C:
 		}
-		if err := m.renewOwn(m.service.access); err != nil {
-			return err
-		}
-		if err := m.leaveAdmin(m.service.access); err != nil {
-			m.cfg.Log.Warn().Err(err).Msg("the admin's identity of this account isn't renewed; trying on")
-		}
+	}
+}
+
+// rootWarning says what is to be done about the end of the grid's root from 90 days before it on; empty until then.
+func rootWarning(root *x509.Certificate, now time.Time) string {
+	const day = 24 * time.Hour
+	end := root.NotAfter.UTC().Format(time.RFC3339)
+	switch left := root.NotAfter.Sub(now); {
+	case left > 90*day:
+		return ""
+	case left > 0:
+		return fmt.Sprintf("the grid's root ends at %s, in %d days, and all certificates with it; move to another before: sutra ca rotate", end, left/day)
+	default:
+		return fmt.Sprintf("the grid's root ended at %s, and all certificates with it: nobody is let in any more; if this host's clock is right, all have to join anew, "+
+			"once this master was started without its folder master/pki and the file root.sha256 beside it", end)
 	}
 }
 

@@ -74,9 +74,11 @@ func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusReq
 		GridId: s.store.GridID(), Version: s.version, StartedAt: timestamppb.New(s.started),
 		AgentsByHealth: map[string]uint32{}, NodesByPhase: map[string]uint32{},
 	}
+	var warning string
 	if s.identity != nil {
 		authority := s.access.current()
-		resp.RootExpiresAt = timestamppb.New(authority.Roots()[0].NotAfter)
+		root := authority.Roots()[0]
+		resp.RootExpiresAt, warning = timestamppb.New(root.NotAfter), rootWarning(root, now)
 		if since := authority.Rotated(); !since.IsZero() {
 			resp.RotatedAt = timestamppb.New(since)
 		}
@@ -126,6 +128,9 @@ func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusReq
 		resp.Health = sutrav1.ClusterHealth_CLUSTER_HEALTH_DEGRADED
 	default:
 		resp.Health = sutrav1.ClusterHealth_CLUSTER_HEALTH_HEALTHY
+	}
+	if warning != "" { // as healthy as it is until then
+		resp.Reasons = append([]string{warning}, resp.Reasons...)
 	}
 	if more := len(resp.Reasons) - maxReasons; more > 0 {
 		resp.Reasons = append(resp.Reasons[:maxReasons-1], fmt.Sprintf("and %d more", more+1))

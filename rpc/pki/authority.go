@@ -24,6 +24,8 @@ const (
 	authorityLife = 10 * 365 * 24 * time.Hour
 	// backdate is how far a certificate's beginning lies before its making: the clocks of a grid's hosts differ.
 	backdate = 5 * time.Minute
+	// authorityBackdate is that of an authority's own. They aren't made anew when a clock that was wrong then is set.
+	authorityBackdate = 24 * time.Hour
 )
 
 // Authority vouches for a grid's identities: a root, which is trusted, and an issuer, which the root vouches for and which signs
@@ -48,17 +50,31 @@ const (
 
 // OpenAuthority reads the authority of a grid from a folder, or makes one there. The folder is the caller's alone.
 func OpenAuthority(dir, grid string) (*Authority, error) {
+	a, err := ReadAuthority(dir, grid)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return a, err
+	}
+	if left := filepath.Join(dir, issuerFile); exists(left) { // a root is written before its issuer
+		return nil, fmt.Errorf("%w, and %s, which it vouches for, is there: put it back from a backup; or remove that one as well for "+
+			"another authority, with which all other hosts and people have to join anew", err, left)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the authority's folder: %w", err)
 	}
+	root, err := newRoot(grid, time.Now())
+	if err == nil {
+		err = root.write(filepath.Join(dir, rootFile))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the grid's root: %w", err)
+	}
+	return ReadAuthority(dir, grid)
+}
+
+// ReadAuthority is OpenAuthority for an authority that is there: where it has no root the error is fs.ErrNotExist.
+func ReadAuthority(dir, grid string) (*Authority, error) {
 	rootPath, issuerPath := filepath.Join(dir, rootFile), filepath.Join(dir, issuerFile)
 	root, err := readPair(rootPath)
-	if errors.Is(err, fs.ErrNotExist) {
-		root, err = newRoot(grid, time.Now())
-		if err == nil {
-			err = root.write(rootPath)
-		}
-	}
 	if err != nil {
 		return nil, fmt.Errorf("the grid's root: %w", err)
 	}
@@ -71,7 +87,7 @@ func OpenAuthority(dir, grid string) (*Authority, error) {
 		return nil, fmt.Errorf("%s has %d certificates, where one is wanted, or two different ones while the grid moves to another root", rootPath, n)
 	}
 	issuer, err := readPair(issuerPath)
-	if errors.Is(err, fs.ErrNotExist) { // also where the process ended between the two
+	if errors.Is(err, fs.ErrNotExist) { // it was lost, or the process ended between the two
 		issuer, err = newIssuer(grid, root, time.Now())
 		if err == nil {
 			err = issuer.write(issuerPath)
@@ -157,7 +173,7 @@ func (a *Authority) Rotated() time.Time {
 	if len(a.roots) == 1 {
 		return time.Time{}
 	}
-	return a.roots[0].NotBefore.Add(backdate)
+	return a.roots[0].NotBefore.Add(authorityBackdate)
 }
 
 // Issued tells whether a certificate was signed by the present issuer, and not by one before it.
@@ -205,7 +221,7 @@ func sign(cert *x509.Certificate, key *ecdsa.PrivateKey, parent pair, now time.T
 	if cert.SerialNumber, err = serial(); err != nil {
 		return nil, err
 	}
-	cert.NotBefore, cert.NotAfter, cert.BasicConstraintsValid = now.Add(-backdate), now.Add(authorityLife), true
+	cert.NotBefore, cert.NotAfter, cert.BasicConstraintsValid = now.Add(-authorityBackdate), now.Add(authorityLife), true
 	if end := parent.cert().NotAfter; cert.NotAfter.After(end) {
 		cert.NotAfter = end
 	}

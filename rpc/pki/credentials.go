@@ -175,11 +175,31 @@ func (h *Holder) All() []*Credentials {
 // RenewAt is when the credentials are to be replaced: after two thirds of their life, and up to a tenth of it earlier, so that
 // a grid's identities aren't renewed together.
 func (c *Credentials) RenewAt() time.Time {
-	life := c.Expires.Sub(c.Begins)
+	life := c.Life()
 	// The serial number is random, and stays what it is.
 	early := new(big.Int).Mod(c.cert.Leaf.SerialNumber, big.NewInt(int64(max(life/10, 1))))
 	return c.Begins.Add(life*2/3 - time.Duration(early.Int64()))
 }
+
+// Holds tells whether the certificate is good at a time, as far as that goes by its own.
+func (c *Credentials) Holds(now time.Time) bool {
+	return !now.Before(c.cert.Leaf.NotBefore) && !now.After(c.Expires)
+}
+
+// Due tells whether the credentials are to be replaced: when RenewAt has come, or when the clock was set back to before they
+// begin.
+func (c *Credentials) Due(now time.Time) bool {
+	return !now.Before(c.RenewAt()) || now.Before(c.cert.Leaf.NotBefore)
+}
+
+// LookEvery is how often to look whether credentials of such a life are due. Nobody may wait for that with a timer alone: it goes
+// by a clock that stands still while the host sleeps, and that isn't set with the one on the wall.
+func LookEvery(life time.Duration) time.Duration {
+	return min(max(life/10, 100*time.Millisecond), time.Minute)
+}
+
+// Life is how long the certificate lasts.
+func (c *Credentials) Life() time.Duration { return c.Expires.Sub(c.Begins) }
 
 // FromAnswer puts together what a master answered to a request with a key.
 func FromAnswer(key *ecdsa.PrivateKey, answer *sutrav1.Certificates) (*Credentials, error) {

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -36,11 +38,10 @@ func readPair(path string) (pair, error) {
 
 // writePEM replaces a file by a key and certificates, at once and durably; nobody but its owner may read it.
 func writePEM(path string, key *ecdsa.PrivateKey, certs []*x509.Certificate) (err error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	data, err := keyPEM(key)
 	if err != nil {
-		return fmt.Errorf("encode the key: %w", err)
+		return err
 	}
-	data := pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der})
 	for _, c := range certs {
 		data = append(data, pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: c.Raw})...)
 	}
@@ -76,21 +77,75 @@ func writeSecret(path string, data []byte) (err error) {
 	return nil
 }
 
-// readPEM reads a file that writePEM wrote. One that others may read is refused: whoever could read it could be its owner.
-func readPEM(path string) (key *ecdsa.PrivateKey, certs []*x509.Certificate, err error) {
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// KeepKey reads the key that is kept in a file, or makes one and keeps it there: it is to outlive this process before anything is
+// made of it.
+func KeepKey(path string) (*ecdsa.PrivateKey, error) {
+	data, err := readSecret(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return newKept(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != keyBlock {
+		return nil, fmt.Errorf("there is no key in %s: remove it", path)
+	}
+	key, err := parseKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w: remove it", path, err)
+	}
+	return key, nil
+}
+
+func newKept(path string) (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	text, err := keyPEM(key)
+	if err == nil {
+		err = writeSecret(path, text)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("keep a key: %w", err)
+	}
+	return key, nil
+}
+
+func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode the key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}), nil
+}
+
+// readSecret reads a file that writeSecret wrote. One that others may read is refused: whoever could read it could be its owner.
+func readSecret(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { _ = f.Close() }() // it was only read
 	info, err := f.Stat()            // of the file that is read, whatever becomes of its name
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return nil, nil, fmt.Errorf("%s may be read by others (mode %04o); it holds a key: chmod 600 it", path, info.Mode().Perm())
+		return nil, fmt.Errorf("%s may be read by others (mode %04o); it holds a key: chmod 600 it", path, info.Mode().Perm())
 	}
-	data, err := io.ReadAll(f)
+	return io.ReadAll(f)
+}
+
+// readPEM reads a file that writePEM wrote.
+func readPEM(path string) (key *ecdsa.PrivateKey, certs []*x509.Certificate, err error) {
+	data, err := readSecret(path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -99,6 +154,20 @@ func readPEM(path string) (key *ecdsa.PrivateKey, certs []*x509.Certificate, err
 		return nil, nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	return key, certs, nil
+}
+
+var errOneKey = errors.New("there must be one key in it, an ECDSA P-256 one")
+
+func parseKey(der []byte) (*ecdsa.PrivateKey, error) {
+	found, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, errors.New("read the key: it is damaged") // the parser's words may show some of it
+	}
+	key, ok := found.(*ecdsa.PrivateKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return nil, errOneKey
+	}
+	return key, nil
 }
 
 // parsePEM reads one key and the certificates, of which the first must be the key's.
@@ -113,15 +182,12 @@ func parsePEM(data []byte) (key *ecdsa.PrivateKey, certs []*x509.Certificate, er
 			}
 			certs = append(certs, cert)
 		case keyBlock:
-			found, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-			if err != nil {
-				return nil, nil, errors.New("read the key: it is damaged") // the parser's words may show some of it
+			if key != nil {
+				return nil, nil, errOneKey
 			}
-			ec, ok := found.(*ecdsa.PrivateKey)
-			if !ok || ec.Curve != elliptic.P256() || key != nil {
-				return nil, nil, errors.New("there must be one key in it, an ECDSA P-256 one")
+			if key, err = parseKey(block.Bytes); err != nil {
+				return nil, nil, err
 			}
-			key = ec
 		}
 	}
 	if len(bytes.TrimSpace(rest)) > 0 { // perhaps a root without which half of the grid isn't trusted

@@ -47,15 +47,23 @@ func Verify(chain, roots []*x509.Certificate, grid string, use x509.ExtKeyUsage,
 
 var errWrongUse = errors.New("its certificate isn't for this use")
 
+// Clocks is what the words of an error have in them that may be due to a host's clock.
+const Clocks = "do the clocks of both hosts agree?"
+
 // explain says of a certificate that wasn't vouched for what a person has to know.
 func explain(leaf *x509.Certificate, err error, now time.Time) error {
 	var invalid x509.CertificateInvalidError
 	var unknown x509.UnknownAuthorityError
+	// The time of one of those above it may be the trouble as well.
+	whose, cert := "its certificate", leaf
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired && !invalid.Cert.Equal(leaf) {
+		whose, cert = "the certificate of its grid's authority", invalid.Cert
+	}
 	switch {
-	case now.Before(leaf.NotBefore):
-		return fmt.Errorf("its certificate is valid from %s only; do the clocks of both hosts agree?", leaf.NotBefore.UTC().Format(time.RFC3339))
-	case now.After(leaf.NotAfter):
-		return fmt.Errorf("its certificate expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
+	case now.Before(cert.NotBefore):
+		return fmt.Errorf("%s is valid from %s only; %s", whose, cert.NotBefore.UTC().Format(time.RFC3339), Clocks)
+	case now.After(cert.NotAfter):
+		return fmt.Errorf("%s expired at %s; %s", whose, cert.NotAfter.UTC().Format(time.RFC3339), Clocks)
 	case errors.As(err, &unknown):
 		if _, err := identityOf(leaf); err != nil {
 			return errors.New("its certificate is none that a grid gives")
@@ -67,8 +75,8 @@ func explain(leaf *x509.Certificate, err error, now time.Time) error {
 	return fmt.Errorf("its certificate doesn't hold: %w", err)
 }
 
-// VerifyExpired is Verify for an identity whose certificate has ended, at most grace ago, and that has proved that the
-// certificate's key is its own.
+// VerifyExpired is Verify for an identity whose certificate has ended, at most grace ago, or begins no later than grace from
+// now, because a clock was set back, and that has proved that the certificate's key is its own.
 func VerifyExpired(chain, roots []*x509.Certificate, grid string, key *ecdsa.PublicKey, now time.Time, grace time.Duration) (Identity, error) {
 	if len(chain) == 0 {
 		return Identity{}, errors.New("it shows no certificate")
@@ -80,8 +88,11 @@ func VerifyExpired(chain, roots []*x509.Certificate, grid string, key *ecdsa.Pub
 	if now.After(leaf.NotAfter.Add(grace)) {
 		return Identity{}, fmt.Errorf("its certificate expired at %s, longer than %s ago", leaf.NotAfter.UTC().Format(time.RFC3339), grace)
 	}
-	if now.After(leaf.NotAfter) {
+	switch {
+	case now.After(leaf.NotAfter):
 		now = leaf.NotAfter // as it was in its last moment
+	case now.Before(leaf.NotBefore) && leaf.NotBefore.Sub(now) <= grace:
+		now = leaf.NotBefore
 	}
 	return Verify(chain, roots, grid, x509.ExtKeyUsageClientAuth, now)
 }
