@@ -313,5 +313,6 @@ func (s *service) UnbanAgent(ctx context.Context, req *sutrav1.UnbanAgentRequest
 	s.access.mu.Lock()
 	delete(s.access.bans, req.GetAgentId())
 	s.access.mu.Unlock()
+	s.expel() // what it has is a stranger's connection
 	return &sutrav1.UnbanAgentResponse{}, nil
 }
