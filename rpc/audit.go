@@ -274,12 +274,24 @@ func (j *journal) write(line any) {
 	if lost := j.lost.Swap(0); lost > 0 {
 		j.log.Warn().Int64("lost", lost).Str("file", j.path).Msg("calls are on record again")
 	}
-	if j.size.Load() > j.limit && j.turning.CompareAndSwap(false, true) {
-		if err := j.turn(); err != nil {
-			j.log.Error().Err(err).Str("file", j.path).Msg("the record of calls wasn't put aside, and grows")
-			j.size.Store(0) // tried again when it has grown by as much
-		}
-		j.turning.Store(false)
+	if j.size.Load() > j.limit {
+		j.turnOver()
+	}
+}
+
+// turnOver puts the file aside that has grown long, unless another one does, or has done so: once more would push out the
+// oldest for a few lines.
+func (j *journal) turnOver() {
+	if !j.turning.CompareAndSwap(false, true) {
+		return
+	}
+	defer j.turning.Store(false)
+	if j.size.Load() <= j.limit {
+		return
+	}
+	if err := j.turn(); err != nil {
+		j.log.Error().Err(err).Str("file", j.path).Msg("the record of calls wasn't put aside, and grows")
+		j.size.Store(0) // tried again when it has grown by as much
 	}
 }
 

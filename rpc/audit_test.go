@@ -219,33 +219,39 @@ func TestJournalTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = j.close() }() // the test has read it
-	const writers, each = 8, 60
+	const rounds, writers, each = 3, 8, 17
 	pad := strings.Repeat("x", 100)
-	var all sync.WaitGroup
-	for w := range writers {
-		all.Go(func() {
-			for i := range each {
-				j.write(map[string]any{"n": w*each + i, "pad": pad})
-			}
-		})
+	for round := range rounds {
+		var all sync.WaitGroup
+		for w := range writers {
+			all.Go(func() {
+				for i := range each {
+					j.write(map[string]any{"n": (round*writers+w)*each + i, "pad": pad})
+				}
+			})
+		}
+		all.Wait()
+		// They may all have written while one of them put the file aside, so that it is as long as it likes: the next one does it.
+		if got := j.size.Load(); got > 16_000 {
+			j.write(map[string]any{"n": -1 - round, "pad": pad})
+		}
+		if files, err := filepath.Glob(path + "*"); err != nil || len(files) < 2+round {
+			t.Errorf("after %d rounds there are %v, %v", round+1, files, err)
+		}
 	}
-	all.Wait()
 	seen := map[string]int{}
 	files, err := filepath.Glob(path + "*")
-	if err != nil || len(files) < 3 {
-		t.Errorf("after %d lines there are %v, %v", writers*each, files, err)
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, name := range files {
 		for _, r := range records(t, name) {
 			seen[fmt.Sprint(r["n"])]++
 		}
 	}
-	if len(seen) != writers*each {
-		t.Errorf("%d lines of %d are there", len(seen), writers*each)
-	}
-	for n, times := range seen {
-		if times != 1 {
-			t.Errorf("line %s is there %d times", n, times)
+	for n := range rounds * writers * each {
+		if times := seen[fmt.Sprint(n)]; times != 1 {
+			t.Errorf("line %d is there %d times", n, times)
 		}
 	}
 	for range 1000 {
@@ -253,6 +259,22 @@ func TestJournalTurns(t *testing.T) {
 	}
 	if files, err = filepath.Glob(path + "*"); err != nil || len(files) != 1+auditKept {
 		t.Errorf("there are %v, %v", files, err)
+	}
+}
+
+// One that saw that the file is long, and comes to put it aside when another one has done so, leaves the new one where it is.
+func TestJournalTurnsOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	j, err := openJournal(path, 100, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = j.close() }() // the test has read it
+	j.write(map[string]any{"pad": strings.Repeat("x", 100)})
+	j.write(map[string]any{"n": 1})
+	j.turnOver() // late
+	if n := len(records(t, path)); n != 1 {
+		t.Errorf("the file has %d lines, want 1", n)
 	}
 }
 
