@@ -113,6 +113,9 @@ type underWay struct {
 	late   atomic.Bool
 	// refused is why its request isn't read; nil where it is.
 	refused *Error
+	// begin puts on record that it begins to have an effect; nil where nothing is on record. begun: it was called.
+	begin func(node, agent string)
+	begun bool
 }
 
 // Err says why it has ended.
@@ -225,6 +228,7 @@ func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if refused := s.security.authorize(info.FullMethod, caller, req, start); refused != nil {
 		return nil, refused
 	}
+	s.security.Audit.watch(ctx, info.FullMethod, start, req)
 	if caller.calls == nil {
 		return handler(ctx, req)
 	}
