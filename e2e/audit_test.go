@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,7 +31,11 @@ func onRecord(t *testing.T, path string) (lines []string, all []map[string]any) 
 		}
 		all = append(all, one)
 		reason, _ := one["reason"].(string)
-		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%v %v %v %s", one["who"], one["method"], one["code"], reason)))
+		code, _ := one["code"].(string)
+		if one["begun"] == true {
+			code = "begun"
+		}
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%v %v %s %s", one["who"], one["method"], code, reason)))
 	}
 	return lines, all
 }
@@ -44,12 +49,17 @@ func as(t *testing.T, g *harness.Grid, id pki.Identity) sutrav1.GridMasterClient
 }
 
 // Every call that changes something is on record with who made it and how it ended, at the master and at the agent that it
-// was carried out by; so is what was refused, and what was answered before a kill -9.
+// was carried out by; so is what was refused, and what was answered, or had begun, before a kill -9.
 func TestAudit(t *testing.T) {
 	t.Parallel()
 	g := harness.New(t)
 	master := g.StartMaster()
-	g.StartAgent("a1", sleepProfile)
+	g.StartAgent("a1", sleepProfile+`
+[storage.profiles.slow]
+storage_binary = "/bin/sleep"
+args = ["100000"]
+ready = "exec:false"
+`)
 	_, grid := g.Authority()
 	olga := as(t, g, pki.UserIdentity(grid, "olga", sutrav1.Role_ROLE_OPERATOR))
 	vera := as(t, g, pki.UserIdentity(grid, "vera", sutrav1.Role_ROLE_VIEWER))
@@ -71,16 +81,31 @@ func TestAudit(t *testing.T) {
 	if _, err := olga.StopNode(t.Context(), &sutrav1.StopNodeRequest{NodeId: node}); err != nil {
 		t.Error(err)
 	}
+	go func() { _, _ = olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1", Profile: "slow"}) }() // it is answered by nobody
+	slow := ""
+	harness.Await(t, "the slow one's process", func() error {
+		nodes, err := vera.ListNodes(t.Context(), &sutrav1.ListNodesRequest{})
+		for _, n := range nodes.GetNodes() {
+			if n.GetProfile() == "slow" && n.GetPid() != 0 {
+				slow = n.GetNodeId()
+				return nil
+			}
+		}
+		return errors.Join(err, errors.New("it isn't there"))
+	})
 	master.Signal(syscall.SIGKILL)
 	master.Wait()
 
 	lines, all := onRecord(t, filepath.Join(g.Home, "master", "audit.log"))
 	want := []string{
-		"nobody Enroll OK", "agent a1 RegisterAgent OK", "user olga SpawnNode OK", "user olga SpawnNode NotFound AGENT_NOT_REGISTERED",
-		"user admin CreateToken OK", "user olga StopNode OK",
+		"nobody Enroll OK", "user olga SpawnNode begun", "user olga SpawnNode OK", "user admin CreateToken OK", "user olga StopNode begun", "user olga StopNode OK",
+		"user olga SpawnNode begun",
 	}
 	if !slices.Equal(lines, want) {
 		t.Errorf("on record is\n%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))
+	}
+	if what, _ := all[len(all)-1]["what"].(map[string]any); what["node_id"] != slow || what["agent_id"] != "a1" {
+		t.Errorf("the spawn of %s is on record as %v", slow, all[len(all)-1])
 	}
 	for _, one := range all {
 		if one["method"] == "SpawnNode" && one["code"] == "OK" {
@@ -90,8 +115,13 @@ func TestAudit(t *testing.T) {
 			}
 		}
 	}
-	if lines, _ := onRecord(t, filepath.Join(g.Home, "master", "refused.log")); !slices.Equal(lines, []string{"user vera StopNode PermissionDenied PERMISSION_DENIED"}) {
+	if lines, _ := onRecord(t, filepath.Join(g.Home, "master", "refused.log")); !slices.Equal(lines, []string{
+		"user vera StopNode PermissionDenied PERMISSION_DENIED", "user olga SpawnNode NotFound AGENT_NOT_REGISTERED",
+	}) {
 		t.Errorf("refused was, by the record, %q", lines)
+	}
+	if lines, _ := onRecord(t, filepath.Join(g.Home, "master", "upkeep.log")); !slices.Equal(lines, []string{"agent a1 RegisterAgent OK"}) {
+		t.Errorf("upkeep was, by the record, %q", lines)
 	}
 	own, _ := onRecord(t, filepath.Join(g.Home, "agents", "a1", "audit.log"))
 	for i, line := range own {

@@ -66,7 +66,7 @@ func (p *execProbe) Check(ctx context.Context) error {
 		}
 		defer close(exited)
 		if err == nil {
-			err = cmd.Start()
+			err = p.start(cmd)
 		}
 		started <- err
 		if err == nil {
@@ -109,6 +109,19 @@ func (p *execProbe) Check(ctx context.Context) error {
 	default:
 		return out.explain(fmt.Errorf("%s: %w", what, err))
 	}
+}
+
+// start starts a command. One of another user has the kernel make of this process's memory what fs.suid_dumpable says: what it was
+// before is set again.
+func (p *execProbe) start(cmd *exec.Cmd) error {
+	if p.run.Credential != nil {
+		was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+		if err != nil || was != 1 {
+			was = 0 // 2 is the kernel's, for the moment of another change
+		}
+		defer func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(was), 0, 0, 0) }() // it takes both
+	}
+	return cmd.Start()
 }
 
 // awaitExit returns once the child has exited, and leaves it unreaped.

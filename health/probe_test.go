@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	grpchealth "google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -503,6 +504,9 @@ func TestExecRunsAsAnotherUser(t *testing.T) {
 				t.Fatal(err)
 			}
 			expectError(t, check(t, p), fmt.Sprintf(`65533 65532 65532 NoNewPrivs:\t%d`, map[bool]int{true: 1}[forbidden]))
+		}
+		if hidden, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || hidden != 1 {
+			t.Errorf("this process's memory is %d, %v; it was open before", hidden, err)
 		}
 	}
 	p, err := NewProbe("exec", `echo "$(id -u) $(grep NoNewPrivs: /proc/self/status)"; exit 1`, "", Run{Env: []string{"PATH=" + os.Getenv("PATH")}})

@@ -10,23 +10,26 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// maxAddresses bounds what is remembered of addresses, so that whoever has many of them can't fill the memory.
+// maxAddresses bounds what is remembered of addresses, or others, so that whoever has many of them can't fill the memory.
 const maxAddresses = 4096
 
-// byAddress remembers something of each address that had to do with this process; the zero T is what is known of a new one.
-type byAddress[T any] struct {
+// byAddress remembers something of each address that had to do with this process.
+type byAddress[T any] = remembered[netip.Addr, T]
+
+// remembered is something of each of those that had to do with this process; the zero T is what is known of a new one.
+type remembered[K comparable, T any] struct {
 	mu    sync.Mutex // guards all that is remembered
-	known map[netip.Addr]*T
+	known map[K]*T
 }
 
-// at calls f with what is remembered of an address.
-func (b *byAddress[T]) at(addr netip.Addr, f func(*T)) {
+// at calls f with what is remembered of one.
+func (b *remembered[K, T]) at(key K, f func(*T)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.known == nil {
-		b.known = map[netip.Addr]*T{}
+		b.known = map[K]*T{}
 	}
-	t := b.known[addr]
+	t := b.known[key]
 	if t == nil {
 		for old := range b.known {
 			if len(b.known) < maxAddresses {
@@ -35,7 +38,7 @@ func (b *byAddress[T]) at(addr netip.Addr, f func(*T)) {
 			delete(b.known, old) // any: who has as many addresses has no use of one
 		}
 		t = new(T)
-		b.known[addr] = t
+		b.known[key] = t
 	}
 	f(t)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"os"
@@ -27,45 +28,65 @@ import (
 )
 
 const (
-	// auditFile has the calls that changed something or were to, refusedFile those that were refused. They are two files, so
-	// that a stranger who is refused all the time can't push out what others did.
-	auditFile, refusedFile = "audit.log", "refused.log"
+	// auditFile has the calls that changed something. upkeepFile has what agents and clients do by themselves to be there: register,
+	// leave, renew. refusedFile has what was refused, failed or changed nothing. They are three files, so that nobody pushes
+	// out what others did by calls that cost him nothing.
+	auditFile, upkeepFile, refusedFile = "audit.log", "upkeep.log", "refused.log"
 	// auditSize is how long a file becomes before it is put aside, auditKept how many are, so that each takes 64 MiB at most.
 	auditSize = 16 << 20
 	auditKept = 3
-	// refusedBurst is how many refusals of one address are on record at once, and one more each refusedEvery. The next one
-	// that is has the number of those that aren't.
+	// refusedBurst is how many refusals of one address, or calls of one identity that changed nothing, are on record at once, and
+	// one more each refusedEvery. The next one that is has the number of those that aren't.
 	refusedBurst = 20
 	refusedEvery = time.Second
-	// maxAudited is how much is kept of one text: what a storage path may have.
+	// begunBurst and begunEvery are that for what one identity begins and doesn't bring to a good end. It is in auditFile, because
+	// something may have come of it, and yet could be repeated for ever.
+	begunBurst = 200
+	begunEvery = 10 * time.Second
+	// maxAudited is how much is kept of a storage path in a request: what one may have. maxText is how much of any other text, and
+	// of all of a call's that changed nothing.
 	maxAudited = maxPath
+	maxText    = 256
 )
 
 // Audit is the record of calls: of those that change something, and of those that were refused. A nil *Audit records
 // nothing.
 type Audit struct {
-	log           zerolog.Logger
-	done, refused *journal
-	quiet         byAddress[restraint]
-	publish       func(*sutrav1.Event)
+	log                   zerolog.Logger
+	done, upkeep, refused *journal
+	// hosts restrains refusals, told what else somebody could repeat for ever: by what it is, and whose.
+	hosts   byAddress[restraint]
+	told    remembered[uint64, restraint]
+	seed    maphash.Seed
+	publish func(*sutrav1.Event)
 }
 
 // OpenAudit opens the record in a folder, which is there. What is in its first file is also published, as events that others
-// may see; nil: it isn't. Refusals are not: who is refused all the time would push out what others did.
+// may see; nil: it isn't. The rest is not: who is refused all the time would push out what others did.
 func OpenAudit(dir string, log zerolog.Logger, publish func(*sutrav1.Event)) (*Audit, error) {
-	done, err := openJournal(filepath.Join(dir, auditFile), auditSize, log)
-	if err != nil {
-		return nil, err
+	a := &Audit{log: log, seed: maphash.MakeSeed(), publish: publish}
+	for _, one := range []struct {
+		journal **journal
+		name    string
+	}{{&a.done, auditFile}, {&a.upkeep, upkeepFile}, {&a.refused, refusedFile}} {
+		j, err := openJournal(filepath.Join(dir, one.name), auditSize, log)
+		if err != nil {
+			return nil, errors.Join(err, a.Close())
+		}
+		*one.journal = j
 	}
-	refused, err := openJournal(filepath.Join(dir, refusedFile), auditSize, log)
-	if err != nil {
-		return nil, errors.Join(err, done.close())
-	}
-	return &Audit{log: log, done: done, refused: refused, publish: publish}, nil
+	return a, nil
 }
 
 // Close closes the files. Calls that still end are not on record.
-func (a *Audit) Close() error { return errors.Join(a.done.close(), a.refused.close()) }
+func (a *Audit) Close() (err error) {
+	for _, j := range []*journal{a.done, a.upkeep, a.refused} {
+		if j != nil {
+			err = errors.Join(err, j.close())
+		}
+	}
+	return err
+}
 
 // audited is a line of the record.
 type audited struct {
@@ -77,12 +98,14 @@ type audited struct {
 	From string `json:"from"`
 	// What the call was about: ids of the request and of the answer.
 	What map[string]any `json:"what,omitempty"`
+	// Begun says that this is the line of a call that only begins to have an effect. It has no code yet.
+	Begun bool `json:"begun,omitempty"`
 	// Code of gRPC, and the grid's own reason of an error.
-	Code   string  `json:"code"`
+	Code   string  `json:"code,omitempty"`
 	Reason Reason  `json:"reason,omitempty"`
 	TookMS float64 `json:"took_ms"`
 	took   time.Duration
-	// Omitted is how many refusals of the same host before this one aren't on record.
+	// Omitted is how many such lines of the same host or identity before this one aren't on record.
 	Omitted int `json:"omitted,omitempty"`
 }
 
@@ -98,6 +121,56 @@ func (e audited) event() *sutrav1.Event {
 	return &sutrav1.Event{About: &sutrav1.Event_Call{Call: call}}
 }
 
+// line begins a line.
+func line(ctx context.Context, method string, start time.Time, req any) audited {
+	caller, took := callerOf(ctx), time.Since(start).Truncate(time.Microsecond)
+	e := audited{
+		Time: start.UTC(), Method: shortName(method), Who: caller.Identity.String(), From: "?", What: map[string]any{},
+		TookMS: float64(took.Microseconds()) / 1000, took: took,
+	}
+	if caller.Identity != (pki.Identity{}) {
+		e.Role = pki.RoleWord(caller.Identity.Role)
+	}
+	if addr := callersAddress(ctx); addr != nil {
+		e.From = addr.String()
+	}
+	about(req, e.What)
+	return e
+}
+
+// watch has Begins put a call on record.
+func (a *Audit) watch(ctx context.Context, method string, start time.Time, req any) {
+	if a == nil {
+		return
+	}
+	underWayOf(ctx).begin = func(node, agent string) {
+		e := line(ctx, method, start, req)
+		e.Begun, e.What["node_id"], e.What["agent_id"] = true, node, agent
+		if a.says(ctx, &e, "begun", begunBurst, begunEvery) {
+			a.done.write(e)
+		}
+	}
+}
+
+// Begins says that a call begins to have an effect, on a node. It is on record then who wanted it, even if this process is
+// killed before the call ends. A context that is no call's is fine.
+func Begins(ctx context.Context, node, agent string) {
+	if u := underWayOf(ctx); u != nil && u.begin != nil && !u.begun {
+		u.begun = true
+		u.begin(node, agent)
+	}
+}
+
+// says tells whether a line may be on record that somebody could repeat for ever, and counts it where it isn't.
+func (a *Audit) says(ctx context.Context, e *audited, what string, burst int, every time.Duration) (say bool) {
+	who := e.Who
+	if callerOf(ctx).Identity == (pki.Identity{}) {
+		who = hostOf(callersAddress(ctx)).String()
+	}
+	a.told.at(maphash.String(a.seed, what+"\n"+who), func(r *restraint) { say, e.Omitted = r.say(time.Now(), burst, every) })
+	return say
+}
+
 // call puts a call on record that is worth it.
 func (a *Audit) call(ctx context.Context, method string, start time.Time, req, resp any, err error) {
 	if a == nil {
@@ -109,43 +182,73 @@ func (a *Audit) call(ctx context.Context, method string, start time.Time, req, r
 	if !refused && !policy.Mutates {
 		return
 	}
-	caller := callerOf(ctx)
-	// In the clear nobody is known, and nobody a stranger.
-	stranger := caller.Why != nil && !errors.Is(caller.Why, errInClear)
-	took := time.Since(start).Truncate(time.Microsecond)
-	e := audited{
-		Time: start.UTC(), Method: shortName(method), Who: caller.Identity.String(), From: "?", What: map[string]any{},
-		Code: code.String(), TookMS: float64(took.Microseconds()) / 1000, took: took,
-	}
-	if caller.Identity != (pki.Identity{}) {
-		e.Role = pki.RoleWord(caller.Identity.Role)
-	}
-	addr := callersAddress(ctx)
-	if addr != nil {
-		e.From = addr.String()
-	}
+	caller, e := callerOf(ctx), line(ctx, method, start, req)
+	e.Code = code.String()
 	if err != nil {
 		e.Reason = ReasonOf(err)
-	}
-	about(req, e.What)
-	if err == nil {
+	} else {
 		about(resp, e.What)
 	}
-	if !refused && (err == nil || !stranger) {
-		a.done.write(e)
-		if a.publish != nil {
-			a.publish(e.event())
-		}
-		a.log.Info().Str("method", e.Method).Str("who", e.Who).Str("from", e.From).Any("what", e.What).Str("code", e.Code).Msg("called")
+	// In the clear nobody is known, and nobody a stranger.
+	stranger := caller.Why != nil && !errors.Is(caller.Why, errInClear)
+	begun := false
+	if u := underWayOf(ctx); u != nil {
+		begun = u.begun
+	}
+	journal, say := a.done, true
+	switch {
+	case refused, err != nil && stranger:
+		journal = a.refused
+		a.hosts.at(hostOf(callersAddress(ctx)), func(r *restraint) { say, e.Omitted = r.say(time.Now(), refusedBurst, refusedEvery) })
+	case err != nil && begun:
+		say = a.says(ctx, &e, "begun", begunBurst, begunEvery)
+	case !begun && (err != nil || idle(resp)):
+		journal, say = a.refused, a.says(ctx, &e, "in vain", refusedBurst, refusedEvery)
+	case caller.Identity.Kind == pki.Agent, method == sutrav1.GridMaster_Renew_FullMethodName:
+		journal, say = a.upkeep, a.says(ctx, &e, "upkeep "+e.Method, refusedBurst, refusedEvery)
+	default:
+		// The same again is the same. What differs in anything is always on record.
+		say = a.says(ctx, &e, e.Method+fmt.Sprint(e.What), refusedBurst, refusedEvery)
+	}
+	if !say {
 		return
 	}
-	var say bool
-	a.quiet.at(hostOf(addr), func(r *restraint) { say, e.Omitted = r.say(time.Now()) })
-	if say {
-		a.refused.write(e)
-		a.log.Warn().Str("method", e.Method).Str("who", e.Who).Str("from", e.From).Str("code", e.Code).
-			Str("reason", string(e.Reason)).Int("omitted", e.Omitted).Msg("refused")
+	if journal == a.refused {
+		for field, value := range e.What {
+			if text, ok := value.(string); ok {
+				e.What[field] = cut(text, maxText)
+			}
+		}
 	}
+	journal.write(e)
+	if journal == a.done && a.publish != nil {
+		a.publish(e.event())
+	}
+	log, msg := a.log.Info(), "called"
+	if refused {
+		log, msg = a.log.Warn(), "refused"
+	}
+	log.Str("method", e.Method).Str("who", e.Who).Str("from", e.From).Any("what", e.What).Str("code", e.Code)
+	if err != nil {
+		log.Str("reason", string(e.Reason))
+	}
+	if e.Omitted > 0 {
+		log.Int("omitted", e.Omitted)
+	}
+	log.Msg(msg)
+}
+
+// idle tells whether an answer says that there was nothing to do.
+func idle(resp any) (idle bool) {
+	message, ok := resp.(proto.Message)
+	if !ok || message == nil || !message.ProtoReflect().IsValid() {
+		return false
+	}
+	message.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		idle = f.Kind() == protoreflect.BoolKind && strings.HasPrefix(string(f.Name()), "already_") && v.Bool()
+		return !idle
+	})
+	return idle
 }
 
 // tellable are the fields that a record may have, of a message and of the messages in it: ids and sizes. No other field
@@ -185,11 +288,11 @@ func about(m any, what map[string]any) {
 }
 
 // Tellable is a text that somebody sent as far as it is kept for others to read: not too long, whole characters, no token.
-func Tellable(text string) string {
-	if len(text) > maxAudited {
-		text = strings.ToValidUTF8(text[:maxAudited], "") + " ..."
-	}
-	return string(pki.Conceal([]byte(text)))
+func Tellable(text string) string { return told(text, maxAudited) }
+
+func told(text string, most int) string {
+	// No token is as long as what is cut off by the second cut, so that none is in two.
+	return cut(string(pki.Conceal([]byte(text[:min(len(text), most+maxToken)]))), most)
 }
 
 // tell adds one field. Bytes are never told.
@@ -197,7 +300,11 @@ func tell(f protoreflect.FieldDescriptor, v protoreflect.Value, what map[string]
 	switch {
 	case f.IsList(), f.IsMap():
 	case f.Kind() == protoreflect.StringKind:
-		what[string(f.Name())] = Tellable(v.String())
+		most := maxText
+		if f.Name() == "storage_path" {
+			most = maxAudited
+		}
+		what[string(f.Name())] = told(v.String(), most)
 	case f.Kind() == protoreflect.EnumKind:
 		if word := f.Enum().Values().ByNumber(v.Enum()); word != nil {
 			what[string(f.Name())] = strings.ToLower(strings.TrimPrefix(string(word.Name()), "ROLE_"))
@@ -211,23 +318,35 @@ func tell(f protoreflect.FieldDescriptor, v protoreflect.Value, what map[string]
 	}
 }
 
-// restraint keeps one host from filling the record of refusals.
+// maxToken is more than any token has.
+const maxToken = 512
+
+// cut is a text as far as it is kept.
+func cut(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + " ..."
+}
+
+// restraint keeps one host, or identity, from filling a record.
 type restraint struct {
 	// full is when as many as a burst may come at once again.
 	full    time.Time
 	omitted int
 }
 
-// say tells whether another one may be on record now, and how many before it weren't.
-func (r *restraint) say(now time.Time) (say bool, omitted int) {
+// say tells whether another one may be on record now, where so many may at once and one more each so often, and how many
+// before it weren't.
+func (r *restraint) say(now time.Time, burst int, every time.Duration) (say bool, omitted int) {
 	if r.full.Before(now) {
 		r.full = now
 	}
-	if r.full.Sub(now) > (refusedBurst-1)*refusedEvery {
+	if r.full.Sub(now) > time.Duration(burst-1)*every {
 		r.omitted++
 		return false, 0
 	}
-	r.full = r.full.Add(refusedEvery)
+	r.full = r.full.Add(every)
 	omitted, r.omitted = r.omitted, 0
 	return true, omitted
 }
@@ -299,15 +418,24 @@ func (j *journal) write(line any) {
 	if lost := j.lost.Swap(0); lost > 0 {
 		j.log.Warn().Int64("lost", lost).Str("file", j.path).Msg("calls are on record again")
 	}
-	if j.size.Load() > j.limit && j.turning.CompareAndSwap(false, true) {
-		defer j.turning.Store(false)
-		if j.size.Load() <= j.limit {
-			return // somebody has just put it aside: to do so again would cost the oldest file
-		}
-		if err := j.turn(); err != nil {
-			j.log.Error().Err(err).Str("file", j.path).Msg("the record of calls wasn't put aside, and grows")
-			j.size.Store(0) // tried again when it has grown by as much
-		}
+	if j.size.Load() > j.limit {
+		j.turnOver()
+	}
+}
+
+// turnOver puts the file aside that has grown long, unless another one does, or has done so: once more would push out the
+// oldest for a few lines.
+func (j *journal) turnOver() {
+	if !j.turning.CompareAndSwap(false, true) {
+		return
+	}
+	defer j.turning.Store(false)
+	if j.size.Load() <= j.limit {
+		return
+	}
+	if err := j.turn(); err != nil {
+		j.log.Error().Err(err).Str("file", j.path).Msg("the record of calls wasn't put aside, and grows")
+		j.size.Store(0) // tried again when it has grown by as much
 	}
 }
 

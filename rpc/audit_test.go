@@ -94,8 +94,8 @@ func TestAuditSaysWhoDidWhat(t *testing.T) {
 	}
 	want := []string{
 		"audit.log user anna operator 10.0.0.7:4711 SpawnNode map[agent_id:a1 memory_limit_mb:64 node_id:node-1 port:5000 request_id:r1 storage_path:/d\n] OK <nil>",
-		"audit.log user anna operator 10.0.0.7:4711 SpawnNode map[agent_id:a1 memory_limit_mb:64 request_id:r1 storage_path:/d\n] ResourceExhausted AGENT_FULL",
 		"audit.log nobody <nil> 10.0.0.8:4711 Enroll map[name:a1 role:agent token_id:t1] OK <nil>",
+		"refused.log user anna operator 10.0.0.7:4711 SpawnNode map[agent_id:a1 memory_limit_mb:64 request_id:r1 storage_path:/d\n] ResourceExhausted AGENT_FULL",
 		"refused.log nobody <nil> 10.0.0.8:4711 ListNodes <nil> Unauthenticated UNAUTHENTICATED",
 		"refused.log nobody <nil> 10.0.0.8:4711 Enroll map[name:a1 token_id:t1] InvalidArgument INVALID_ARGUMENT",
 	}
@@ -250,17 +250,17 @@ func TestAuditRestrainsRefusals(t *testing.T) {
 	now := time.Now()
 	said := 0
 	for range 1000 {
-		if ok, _ := r.say(now); ok {
+		if ok, _ := r.say(now, refusedBurst, refusedEvery); ok {
 			said++
 		}
 	}
 	if said != refusedBurst {
 		t.Errorf("%d of 1000 are on record at once, want %d", said, refusedBurst)
 	}
-	if ok, omitted := r.say(now.Add(refusedEvery)); !ok || omitted != 1000-refusedBurst {
+	if ok, omitted := r.say(now.Add(refusedEvery), refusedBurst, refusedEvery); !ok || omitted != 1000-refusedBurst {
 		t.Errorf("a second later: %v, omitted %d", ok, omitted)
 	}
-	if ok, omitted := r.say(now.Add(refusedEvery)); ok || omitted != 0 {
+	if ok, omitted := r.say(now.Add(refusedEvery), refusedBurst, refusedEvery); ok || omitted != 0 {
 		t.Errorf("at the same time once more: %v, omitted %d", ok, omitted)
 	}
 
@@ -290,6 +290,114 @@ func TestByAddressIsBounded(t *testing.T) {
 	if a, b := hostOf(&net.TCPAddr{IP: net.ParseIP("::ffff:10.0.0.1")}), hostOf(&net.TCPAddr{IP: net.IPv4(10, 0, 0, 1)}); a != b {
 		t.Errorf("one address in two forms: %v and %v", a, b)
 	}
+}
+
+// lines counts those of a file by who, method and code.
+func lines(t *testing.T, path string) map[string]int {
+	t.Helper()
+	count := map[string]int{}
+	for _, r := range records(t, path) {
+		code := r["code"]
+		if r["begun"] == true {
+			code = "begun"
+		}
+		count[fmt.Sprint(r["who"], " ", r["method"], " ", code)]++
+	}
+	return count
+}
+
+// What costs nothing to repeat pushes nothing out: neither what agents do for themselves, nor what fails, nor what changes nothing.
+// What people change is on record each time.
+func TestAuditKeepsWhatPeopleDid(t *testing.T) {
+	a, dir, _ := openAudit(t)
+	olga, agent := pki.UserIdentity("g", "olga", sutrav1.Role_ROLE_OPERATOR), pki.AgentIdentity("g", "a1")
+	operator := peer.NewContext(t.Context(), from(&olga, "10.0.0.7"))
+	const (
+		spawn, stop, renew = sutrav1.GridMaster_SpawnNode_FullMethodName, sutrav1.GridMaster_StopNode_FullMethodName, sutrav1.GridMaster_Renew_FullMethodName
+		many               = 2000
+	)
+	began := time.Now()
+	for i := range many {
+		from := peer.NewContext(t.Context(), from(&agent, fmt.Sprintf("10.0.%d.%d", i/200, i%200))) // from anywhere
+		a.call(from, sutrav1.GridMaster_RegisterAgent_FullMethodName, began, &sutrav1.RegisterAgentRequest{Agent: &sutrav1.Agent{AgentId: "a1", Endpoint: strings.Repeat("e", 3800)}},
+			&sutrav1.RegisterAgentResponse{Epoch: uint64(i)}, nil)
+		a.call(from, sutrav1.GridMaster_RegisterAgent_FullMethodName, began, &sutrav1.RegisterAgentRequest{Agent: &sutrav1.Agent{AgentId: "a1", Endpoint: strings.Repeat("e", 3800+i)}},
+			nil, Invalid(Violation{"endpoint", "is bad"}))
+		a.call(operator, renew, began, &sutrav1.RenewRequest{}, &sutrav1.RenewResponse{}, nil)
+		a.call(operator, spawn, began, &sutrav1.SpawnNodeRequest{StoragePath: fmt.Sprint("/", i)}, nil, Errorf(AgentFull, "full"))
+		a.call(operator, stop, began, &sutrav1.StopNodeRequest{NodeId: fmt.Sprint("no", i)}, &sutrav1.StopNodeResponse{AlreadyStopped: true}, nil)
+		a.call(operator, spawn, began, &sutrav1.SpawnNodeRequest{RequestId: "r"}, &sutrav1.SpawnNodeResponse{Node: &sutrav1.Node{NodeId: "node-r"}}, nil)
+	}
+	for i := range 100 {
+		a.call(operator, spawn, began, &sutrav1.SpawnNodeRequest{}, &sutrav1.SpawnNodeResponse{Node: &sutrav1.Node{NodeId: fmt.Sprint("node-", i)}}, nil)
+	}
+	few := refusedBurst + 1 + int(time.Since(began)/refusedEvery)
+	done, upkeep, refused := lines(t, filepath.Join(dir, auditFile)), lines(t, filepath.Join(dir, upkeepFile)), lines(t, filepath.Join(dir, refusedFile))
+	if n := done["user olga SpawnNode OK"]; len(done) != 1 || n < 100 || n > 100+few {
+		t.Errorf("done are %v", done)
+	}
+	for _, n := range upkeep {
+		if n > few {
+			t.Errorf("upkeep is %v", upkeep)
+		}
+	}
+	in := 0
+	for _, n := range refused {
+		in += n
+	}
+	if len(upkeep) != 2 || in > 2*few || refused["agent a1 RegisterAgent InvalidArgument"] == 0 || refused["user olga SpawnNode ResourceExhausted"] == 0 {
+		t.Errorf("upkeep is %v, and in vain were %v", upkeep, refused)
+	}
+	for _, name := range []string{upkeepFile, refusedFile} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Size() > int64(3*few*(600+maxText)) {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+}
+
+// A call that takes long is on record when it begins to have an effect, and again when it ends, however it does.
+func TestAuditTellsWhatBegins(t *testing.T) {
+	a, dir, _ := openAudit(t)
+	path := filepath.Join(dir, auditFile)
+	var begun []map[string]any
+	var fails bool
+	r, _, own := guardedBy(t, &master{spawnNode: func(ctx context.Context, req *sutrav1.SpawnNodeRequest) (*sutrav1.SpawnNodeResponse, error) {
+		if req.GetAgentId() == "" {
+			return nil, Errorf(NoAgentAvailable, "no")
+		}
+		Begins(context.WithoutCancel(ctx), "node-1", "a1")
+		Begins(ctx, "node-1", "a1") // once more is nothing
+		if begun = records(t, path); fails {
+			return nil, Errorf(NodeDiedEarly, "dead")
+		}
+		return &sutrav1.SpawnNodeResponse{Node: &sutrav1.Node{NodeId: "node-1"}}, nil
+	}}, Guard{Audit: a})
+	olga := sutrav1.NewGridMasterClient(dialAs(t, r, own(pki.UserIdentity("g", "olga", sutrav1.Role_ROLE_OPERATOR))))
+	if _, err := olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1", RequestId: "r1"}); err != nil {
+		t.Fatal(err)
+	}
+	if len(begun) != 1 || begun[0]["who"] != "user olga" || begun[0]["begun"] != true || begun[0]["code"] != nil ||
+		fmt.Sprint(begun[0]["what"]) != "map[agent_id:a1 node_id:node-1 request_id:r1]" {
+		t.Errorf("while it is under way, on record is %v", begun)
+	}
+	fails = true
+	_, err := olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1"})
+	wantError(t, err, NodeDiedEarly, "dead")
+	_, err = olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{})
+	wantError(t, err, NoAgentAvailable, "no")
+	if got := lines(t, path); len(got) != 3 || got["user olga SpawnNode begun"] != 2 || got["user olga SpawnNode OK"] != 1 || got["user olga SpawnNode Aborted"] != 1 {
+		t.Errorf("on record is %v", got)
+	}
+	if got := lines(t, filepath.Join(dir, refusedFile)); len(got) != 1 || got["user olga SpawnNode Unavailable"] != 1 {
+		t.Errorf("in vain were %v", got)
+	}
+	for range begunBurst { // and who begins things all the time gets so many lines
+		_, _ = olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1"})
+	}
+	if got := lines(t, path); got["user olga SpawnNode begun"]+got["user olga SpawnNode Aborted"] > begunBurst+20 {
+		t.Errorf("on record is %v", got)
+	}
+	Begins(t.Context(), "node-1", "a1") // of no call
 }
 
 // Many write while the file is put aside again and again: each line is whole and in one file, and no more are kept than that.
@@ -337,6 +445,22 @@ func TestJournalTurns(t *testing.T) {
 	}
 	if files, err = filepath.Glob(path + "*"); err != nil || len(files) != 1+auditKept {
 		t.Errorf("there are %v, %v", files, err)
+	}
+}
+
+// One that saw that the file is long, and comes to put it aside when another one has done so, leaves the new one where it is.
+func TestJournalTurnsOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j")
+	j, err := openJournal(path, 100, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = j.close() }() // the test has read it
+	j.write(map[string]any{"pad": strings.Repeat("x", 100)})
+	j.write(map[string]any{"n": 1})
+	j.turnOver() // late
+	if n := len(records(t, path)); n != 1 {
+		t.Errorf("the file has %d lines, want 1", n)
 	}
 }
 

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"container/list"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -221,20 +222,78 @@ const (
 	lastWait     = time.Minute
 	// attemptsForgotten is how long a host has to be quiet until it begins anew.
 	attemptsForgotten = 10 * time.Minute
+	// joinsAtOnce is how many attempts are looked at at once, joinsOfWaiting how many are of hosts that have to wait. Those are
+	// looked at all the same: a good token, or an old key, isn't guessed, and whoever has one isn't to blame for others
+	// at its address. What the rest of them cost is this one's work.
+	joinsAtOnce, joinsOfWaiting = 16, 1
 )
+
+// joins are the attempts to be given an identity.
+type joins struct {
+	attempts        byAddress[attempts]
+	places, waiting chan struct{}
+}
+
+func newJoins() *joins {
+	return &joins{places: make(chan struct{}, joinsAtOnce), waiting: make(chan struct{}, joinsOfWaiting)}
+}
+
+// attempt makes an attempt when it is its turn, and tells who fails while his host has to wait for how long that is.
+func (j *joins) attempt(ctx context.Context, handler func() (any, error)) (any, error) {
+	host := hostOf(callersAddress(ctx))
+	wait := func() (wait time.Duration) {
+		j.attempts.at(host, func(a *attempts) { wait = a.wait(time.Now()) })
+		return wait
+	}
+	enter := func(places chan struct{}) (leave func(), err error) {
+		select {
+		case places <- struct{}{}:
+			return func() { <-places }, nil
+		case <-ctx.Done():
+			return nil, Errorf(TooManyRequests, "too many attempts to be given an identity are under way").WithHint("try again in a while")
+		}
+	}
+	waits := wait() > 0
+	places := j.places
+	if waits {
+		places = j.waiting
+	}
+	leave, err := enter(places)
+	if err == nil && !waits && wait() > 0 { // others of that host have failed meanwhile
+		leave()
+		leave, err = enter(j.waiting)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { leave() }()
+	resp, err := handler()
+	if !Refused(err) {
+		return resp, err
+	}
+	left := wait()
+	if left == 0 {
+		j.attempts.at(host, func(a *attempts) { a.fail(time.Now()) })
+		return nil, err
+	}
+	e := Errorf(TooManyRequests, "too many attempts from %s to be given an identity have failed; the next one is heard in %s", host, left.Round(time.Second/10)).
+		WithHint("wait that long, and try again")
+	e.RetryAfter = left
+	return nil, e
+}
 
 // attempts are those of a host to be given an identity.
 type attempts struct {
 	failed int
-	// until is when the next one is heard, or was.
+	// until is when the next one is heard that may fail, or was.
 	until time.Time
 }
 
-// begin counts an attempt as failed until it succeeds, and tells how long it has to wait instead.
-func (a *attempts) begin(now time.Time) (wait time.Duration) {
-	if wait = a.until.Sub(now); wait > 0 {
-		return wait
-	}
+// wait is how long it has to wait until then.
+func (a *attempts) wait(now time.Time) time.Duration { return max(a.until.Sub(now), 0) }
+
+// fail counts one that has failed.
+func (a *attempts) fail(now time.Time) {
 	if now.Sub(a.until) > attemptsForgotten {
 		a.failed = 0
 	}
@@ -243,11 +302,4 @@ func (a *attempts) begin(now time.Time) (wait time.Duration) {
 	if over := a.failed - freeAttempts; over > 0 {
 		a.until = now.Add(min(firstWait<<min(over-1, 10), lastWait))
 	}
-	return 0
-}
-
-// succeeded takes one back. What failed before it still counts.
-func (a *attempts) succeeded(now time.Time) {
-	a.failed = max(a.failed-1, 0)
-	a.until = now
 }

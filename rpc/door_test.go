@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
@@ -191,18 +192,19 @@ func TestAttemptsBackOff(t *testing.T) {
 	now := time.Now()
 	var a attempts
 	for i := range freeAttempts {
-		if wait := a.begin(now); wait != 0 {
-			t.Fatalf("attempt %d waits %s", i, wait)
+		a.fail(now)
+		if wait := a.wait(now); wait != 0 {
+			t.Fatalf("after %d have failed it waits %s", i+1, wait)
 		}
 	}
 	var waits []time.Duration
 	for range 9 {
-		if wait := a.begin(now); wait != 0 {
-			t.Fatalf("one that has waited waits %s more", wait)
-		}
-		wait := a.begin(now)
+		a.fail(now)
+		wait := a.wait(now)
 		waits = append(waits, wait)
-		now = now.Add(wait)
+		if now = now.Add(wait); a.wait(now) != 0 {
+			t.Fatalf("one that has waited waits %s more", a.wait(now))
+		}
 	}
 	want := []time.Duration{1, 2, 4, 8, 16, 32, 60, 60, 60}
 	for i := range want {
@@ -211,28 +213,85 @@ func TestAttemptsBackOff(t *testing.T) {
 			break
 		}
 	}
-	// A success in between takes nothing off what failed.
-	if a.begin(now) != 0 {
-		t.Fatal("it waits")
+	now = now.Add(attemptsForgotten + time.Second)
+	if a.fail(now); a.wait(now) != 0 {
+		t.Error("nothing is ever forgotten")
 	}
-	a.succeeded(now)
-	if a.begin(now) != 0 || a.begin(now) != lastWait {
-		t.Error("after a success the pause begins anew")
-	}
-	now = now.Add(lastWait + attemptsForgotten + time.Second)
-	for range 2 {
-		if a.begin(now) != 0 {
-			t.Error("nothing is ever forgotten")
+}
+
+// Of attempts only those count that have failed. One that succeeds does so whatever others at its address did, or do.
+func TestGoodAttemptsAreHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := newJoins()
+		at := func(host string) context.Context {
+			return peer.NewContext(t.Context(), from(nil, host))
 		}
-	}
-	// Any number may succeed.
-	var good attempts
-	for range 10 * freeAttempts {
-		if wait := good.begin(now); wait != 0 {
-			t.Fatalf("good ones wait %s", wait)
+		wrong := func() (any, error) { return nil, Errorf(TokenRefused, "wrong") }
+		// Many at once, of which none has failed, wait for their turn at most.
+		var most, now, good atomic.Int32
+		release := make(chan struct{})
+		for range 60 {
+			go func() {
+				_, err := j.attempt(at("10.0.0.1"), func() (any, error) {
+					if n := now.Add(1); n > most.Load() {
+						most.Store(n)
+					}
+					<-release
+					now.Add(-1)
+					return nil, nil
+				})
+				if err == nil {
+					good.Add(1)
+				}
+			}()
 		}
-		good.succeeded(now)
-	}
+		synctest.Wait()
+		if n := now.Load(); n != joinsAtOnce {
+			t.Errorf("%d are looked at at once, want %d", n, joinsAtOnce)
+		}
+		close(release)
+		synctest.Wait()
+		if good.Load() != 60 || most.Load() > joinsAtOnce {
+			t.Errorf("%d of 60 good ones are heard, %d at once", good.Load(), most.Load())
+		}
+		for range freeAttempts + 1 {
+			_, err := j.attempt(at("10.0.0.1"), wrong)
+			wantError(t, err, TokenRefused, "wrong")
+		}
+		_, err := j.attempt(at("10.0.0.1"), wrong)
+		wantError(t, err, TooManyRequests, "too many attempts from 10.0.0.1 to be given an identity have failed; the next one is heard in 1s")
+		if e := AsError(err); e.RetryAfter != firstWait {
+			t.Errorf("it is to wait %s", e.RetryAfter)
+		}
+		// While wrong ones of that host keep coming, a good one is heard in its turn; another host's isn't held up by them.
+		wrongs, hold := 0, make(chan struct{})
+		for range 5 {
+			go func() {
+				_, _ = j.attempt(at("10.0.0.1"), func() (any, error) { <-hold; wrongs++; return wrong() })
+			}()
+		}
+		synctest.Wait()
+		joined := make(chan error, 1)
+		go func() {
+			_, err := j.attempt(at("10.0.0.1"), func() (any, error) { return nil, nil })
+			joined <- err
+		}()
+		synctest.Wait()
+		if _, err := j.attempt(at("10.0.0.2"), func() (any, error) { return nil, nil }); err != nil {
+			t.Errorf("another host's: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(at("10.0.0.1"), time.Second/2)
+		_, err = j.attempt(ctx, wrong)
+		cancel()
+		wantError(t, err, TooManyRequests, "are under way")
+		close(hold)
+		if err := <-joined; err != nil || wrongs != 5 {
+			t.Errorf("a good one after %d wrong ones: %v", wrongs, err)
+		}
+		time.Sleep(firstWait) // what failed while it had to wait made it wait no longer
+		_, err = j.attempt(at("10.0.0.1"), wrong)
+		wantError(t, err, TokenRefused, "wrong")
+	})
 }
 
 // vouched is a server of a grid of its own, and what its identities are made with.

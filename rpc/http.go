@@ -32,9 +32,8 @@ func ServeHTTP(ctx context.Context, h http.Handler, l net.Listener, g Guard, m *
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 	}
-	l = guarding{l, newDoor(zerolog.Nop(), m)}
-	if g.Credentials != nil {
-		l = visited{l, g}
+	if g.Credentials != nil { // in the clear nobody is known, and nobody a stranger
+		l = visited{guarding{l, newDoor(zerolog.Nop(), m)}, g}
 		srv.Handler = g.restrict(h, m)
 		srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, visitorKey{}, c) }
 	}
@@ -169,6 +168,9 @@ func (g Guard) restrict(h http.Handler, m *Metrics) http.Handler {
 		var refused *Error
 		switch host := hostOf(v.RemoteAddr()); {
 		case r.URL.Path == "/healthz" && host.IsLoopback():
+			if !v.secure {
+				w.Header().Set("Connection", "close") // the door ends a stranger's before long, perhaps in the middle of an answer
+			}
 		case !v.secure:
 			refused = Errorf(Unauthenticated, "this takes TLS and a certificate of the grid: that of a viewer, for example")
 		default:

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // get asks on a connection of its own.
@@ -158,5 +161,70 @@ func TestObservability(t *testing.T) {
 	}
 	if code, body := ask("/metrics"); code != 200 || !strings.Contains(body, "sutra_rpc_pool_connections 0") {
 		t.Errorf("metrics: %d %.200q", code, body)
+	}
+}
+
+// Who keeps a connection in the clear keeps it: there nobody is a stranger. A server that knows strangers has them come anew for each
+// answer, since theirs may end at any time.
+func TestServeHTTPEndsNoAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, stop := inMemory(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
+		c, err := l.Dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		answers := bufio.NewReader(c)
+		for range 4 {
+			if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Fatalf("a kept connection: %v", err)
+			}
+			if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "ok" || resp.Close {
+				t.Errorf("it answers %q, %v, closes: %v", body, err, resp.Close)
+			}
+			_ = resp.Body.Close()
+			time.Sleep(strangerTime / 2)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	authority, err := pki.OpenAuthority(t.TempDir(), "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := authority.Own(pki.MasterIdentity("g", "m"), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held pki.Holder
+	held.Set(own)
+	l := listen(t, anyPort)
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- ServeHTTP(ctx, Observability(prometheus.NewRegistry(), func() error { return nil }), l, Guard{Credentials: &held}, nil)
+	}()
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.Addr().String()+"/healthz", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "ok\n" || !resp.Close {
+		t.Errorf("/healthz answers %q, %v, and its connection is kept: %v", body, err, !resp.Close)
+	}
+	_ = resp.Body.Close()
+	stop()
+	if err := receive(t, "ServeHTTP's return", served); err != nil {
+		t.Error(err)
 	}
 }

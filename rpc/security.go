@@ -30,6 +30,8 @@ type Guard struct {
 	Banned func(pki.Identity) error
 	// Audit puts calls on record; nil: none are.
 	Audit *Audit
+	// ForMasters: nobody but masters call this server, each over one connection for all of its callers.
+	ForMasters bool
 }
 
 // Caller is who is at the other end of a server's connection.
@@ -41,7 +43,7 @@ type Caller struct {
 	// Certificate is what it has shown, and Expires when that ends.
 	Certificate *x509.Certificate
 	Expires     time.Time
-	// calls counts those of a stranger; nil where it is none.
+	// calls counts those of a stranger; nil where it is none. Who is banned counts as one.
 	calls *atomic.Int32
 }
 
@@ -94,6 +96,8 @@ type known struct {
 	shown []*x509.Certificate
 	by    *pki.Credentials
 	gone  func(*known)
+	// kept is whether it was let in as a stranger, because the caller was banned.
+	kept atomic.Bool
 }
 
 // Read reads. A stranger that shook hands and says nothing of what it wants is in its handshake still.
@@ -141,13 +145,6 @@ func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	caller.Identity, caller.Why = a.guard.Credentials.PeerOf(certs)
 	if caller.Why == nil {
 		caller.Certificate, caller.Expires = certs[0], certs[0].NotAfter
-		if atDoor != nil {
-			if err := atDoor.welcome(caller.Identity); err != nil {
-				return nil, nil, err
-			}
-		}
-	} else {
-		caller.calls = new(atomic.Int32)
 	}
 	k := &known{Conn: conn, raw: raw, caller: caller.Identity, shown: certs, by: by, gone: a.forget}
 	a.mu.Lock()
@@ -156,6 +153,16 @@ func (a *admission) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	if a.distrusts(k) { // since it was looked at; expel may have come before it was on the list
 		a.forget(k)
 		return nil, nil, errors.New("the root that vouches for it isn't trusted any more")
+	}
+	banned := a.guard.banned(caller.Identity) != nil // neither may a ban come in between
+	k.kept.Store(banned)
+	if caller.Why != nil || banned {
+		caller.calls = new(atomic.Int32)
+	} else if atDoor != nil {
+		if err := atDoor.welcome(caller.Identity); err != nil {
+			a.forget(k)
+			return nil, nil, err
+		}
 	}
 	return k, caller, nil
 }
@@ -175,14 +182,14 @@ func (a *admission) forget(k *known) {
 	delete(a.conns, k)
 }
 
-// expel ends the connections of those who are banned by now, or whom no root vouches for any more.
+// expel ends the connections of those who are banned by now, or whom no root vouches for any more; and those of a stranger that is
+// banned no more, who comes anew.
 func (a *admission) expel() {
 	a.mu.Lock()
 	all := slices.Collect(maps.Keys(a.conns))
 	a.mu.Unlock()
 	for _, k := range all {
-		banned := k.caller != (pki.Identity{}) && a.guard.banned(k.caller) != nil
-		if banned || a.distrusts(k) {
+		if banned := a.guard.banned(k.caller) != nil; banned || k.kept.Load() || a.distrusts(k) {
 			a.forget(k)
 			// Its transport finds out. There is no parting word: one who doesn't read could hold up the rest with it.
 			_ = k.raw.Close()
@@ -192,6 +199,21 @@ func (a *admission) expel() {
 
 // authorize tells whether a caller may make a call. What no rule allows is refused.
 func (g Guard) authorize(method string, caller Caller, request any, now time.Time) *Error {
+	if refused := g.admits(method, caller, now); refused != nil {
+		return refused
+	}
+	policy, _ := PolicyOf(method)
+	if id := caller.Identity; g.Credentials != nil && id.Role == sutrav1.Role_ROLE_AGENT && !slices.Contains(policy.Roles, sutrav1.Role_ROLE_ANYONE) {
+		if of, ok := agentOf(request); !ok || of != id.Name {
+			return Errorf(PermissionDenied, "%s may not speak for agent %q", id, of).
+				WithHint("an agent_id goes with its identity: give the agent with another one a home of its own, and a join token")
+		}
+	}
+	return nil
+}
+
+// admits tells as much of that as is known before a request is read.
+func (g Guard) admits(method string, caller Caller, now time.Time) *Error {
 	policy, ok := PolicyOf(method)
 	if g.Credentials == nil {
 		if policy.SecureOnly {
@@ -220,17 +242,11 @@ func (g Guard) authorize(method string, caller Caller, request any, now time.Tim
 		return Errorf(PermissionDenied, "%s, whose role is %s, may not call %s; that takes the role %s", id, pki.RoleWord(id.Role), shortName(method), roleWords(policy.Roles)).
 			WithHint("use an identity that has it: sutra login")
 	}
-	if id.Role == sutrav1.Role_ROLE_AGENT {
-		if of, ok := agentOf(request); !ok || of != id.Name {
-			return Errorf(PermissionDenied, "%s may not speak for agent %q", id, of).
-				WithHint("an agent_id goes with its identity: give the agent with another one a home of its own, and a join token")
-		}
-	}
 	return nil
 }
 
 func (g Guard) banned(id pki.Identity) *Error {
-	if g.Banned == nil {
+	if g.Banned == nil || id == (pki.Identity{}) {
 		return nil
 	}
 	if why := g.Banned(id); why != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,11 +36,20 @@ const (
 const (
 	// maxHeaders bounds what is read of a call's headers.
 	maxHeaders = 16 << 10
-	// maxStreams is how many calls one connection may have at once. A master has one to each agent, for all of its callers.
-	maxStreams = 4096
-	// maxStreamsOfOne is how many streams, logs or events that are followed, one identity may have, over all of its connections.
-	// Each log is one of those that the master has to an agent.
+	// maxStreamsOfOne is how many streams, logs or events that are followed, one identity may have, over all of its connections, and how many
+	// other calls besides. Each log is one of those that the master has to an agent.
 	maxStreamsOfOne = 256
+	// maxOfConnection is how many of both one connection may have at once: what one more waits for at its own end. A master
+	// has one to each agent, for all of its callers.
+	maxOfConnection, maxOfMasters = 2 * maxStreamsOfOne, 4096
+	// maxRead is how many requests of one identity are read at once. Of each one more there is no more than its window meanwhile.
+	// Together they are what one identity can make a server hold: 8 requests, and 512 windows.
+	maxRead      = 8
+	streamWindow = 64 << 10
+	connWindow   = 1 << 20 // for all of a connection's requests under way; what came is made room for at once
+	// requestTime is how long a request may take until it is whole, from when its method is known: as long as a call of most
+	// methods may take in all.
+	requestTime = 5 * time.Second
 )
 
 // Server is a gRPC server with the grid's limits.
@@ -50,8 +60,10 @@ type Server struct {
 	security  Guard
 	admission *admission
 	door      *door
-	attempts  byAddress[attempts]
+	joins     *joins
 	streams   perIdentity
+	underWay  perIdentity
+	reads     turns
 	// stopping is closed when the server begins to stop.
 	stopping chan struct{}
 	stopOnce sync.Once
@@ -61,12 +73,16 @@ type Server struct {
 
 // NewServer makes a server. Services are registered by the caller; m may be nil.
 func NewServer(log zerolog.Logger, m *Metrics, g Guard) *Server {
-	s := &Server{log: log, metrics: m, security: g, admission: newAdmission(g), door: newDoor(log, m), stopping: make(chan struct{})}
+	s := &Server{log: log, metrics: m, security: g, admission: newAdmission(g), door: newDoor(log, m), joins: newJoins(), stopping: make(chan struct{})}
 	unary := []grpc.UnaryServerInterceptor{s.guard}
 	stream := []grpc.StreamServerInterceptor{s.guardStream}
 	if m != nil {
 		unary = append([]grpc.UnaryServerInterceptor{m.server.UnaryServerInterceptor()}, unary...)
 		stream = append([]grpc.StreamServerInterceptor{m.server.StreamServerInterceptor()}, stream...)
+	}
+	streams := uint32(maxOfConnection)
+	if g.Credentials == nil || g.ForMasters { // in the clear nobody knows who a master is
+		streams = maxOfMasters
 	}
 	s.Server = grpc.NewServer(
 		grpc.Creds(s.admission),
@@ -75,7 +91,9 @@ func NewServer(log zerolog.Logger, m *Metrics, g Guard) *Server {
 		grpc.InTapHandle(s.tap),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxHeaderListSize(maxHeaders),
-		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxConcurrentStreams(streams),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(10*time.Second), // a handshake that dawdles holds no place
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		// Half of what callers keep to, so that a ping which comes early isn't an offence.
@@ -88,15 +106,105 @@ func NewServer(log zerolog.Logger, m *Metrics, g Guard) *Server {
 // Serve serves a listener until Stop or GracefulStop.
 func (s *Server) Serve(l net.Listener) error { return s.Server.Serve(guarding{l, s.door}) }
 
+// underWay is a call that the server hears, and its context.
+type underWay struct {
+	context.Context //nolint:containedctx // it is one
+	// cancel ends it where its request is late, which gRPC tells the caller by what Err says.
+	cancel context.CancelFunc
+	late   atomic.Bool
+	// refused is why its request isn't read; nil where it is.
+	refused *Error
+	// begin puts on record that it begins to have an effect; nil where nothing is on record. begun: it was called.
+	begin func(node, agent string)
+	begun bool
+}
+
+// Err says why it has ended.
+func (u *underWay) Err() error {
+	err := u.Context.Err()
+	if err != nil && u.late.Load() {
+		return context.DeadlineExceeded
+	}
+	return err
+}
+
+// Value has the call itself, too.
+func (u *underWay) Value(key any) any {
+	if key == (underWayKey{}) {
+		return u
+	}
+	return u.Context.Value(key)
+}
+
+type underWayKey struct{}
+
+func underWayOf(ctx context.Context) *underWay {
+	u, _ := ctx.Value(underWayKey{}).(*underWay)
+	return u
+}
+
 // tap bounds the calls of strangers before anything is read of them. It is called by the connection's reader, and doesn't
 // wait.
 func (s *Server) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	if calls := callerOf(ctx).calls; calls != nil && calls.Add(1) > strangerCalls {
-		refused := Errorf(TooManyRequests, "more than %d calls without saying who it is", strangerCalls)
+	caller := callerOf(ctx)
+	if caller.calls != nil && caller.calls.Add(1) > strangerCalls {
+		refused := s.security.banned(caller.Identity)
+		if refused == nil {
+			refused = Errorf(TooManyRequests, "more than %d calls without saying who it is", strangerCalls)
+		}
 		s.metrics.refuse(refused)
 		return nil, refused
 	}
-	return ctx, nil
+	ctx, cancel := context.WithCancel(ctx) // which the stream's own end does, too
+	return &underWay{Context: ctx, cancel: cancel}, nil
+}
+
+// RegisterService registers a service. Whoever may not call a method of it, or has too many calls under way, is refused before
+// his request is read.
+func (s *Server) RegisterService(d *grpc.ServiceDesc, impl any) {
+	service := *d
+	service.Methods = slices.Clone(d.Methods)
+	for i := range service.Methods {
+		m := &service.Methods[i]
+		m.Handler = s.beforeReading(fmt.Sprintf("/%s/%s", d.ServiceName, m.MethodName), m.Handler)
+	}
+	s.Server.RegisterService(&service, impl)
+}
+
+func (s *Server) beforeReading(method string, handler grpc.MethodHandler) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, read func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+		id := callerOf(ctx).Identity
+		refused := s.security.admits(method, callerOf(ctx), time.Now())
+		switch {
+		case refused != nil:
+		case !s.underWay.begin(id):
+			refused = Errorf(TooManyRequests, "%s has %d calls under way already", id, maxStreamsOfOne).WithHint("wait for some of them")
+		default:
+			defer s.underWay.end(id)
+			return handler(srv, ctx, func(m any) error { return s.read(ctx, func() error { return read(m) }) }, interceptor)
+		}
+		underWayOf(ctx).refused = refused
+		// By way of guard, as any other, so that it is counted and on record.
+		return interceptor(ctx, nil, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, nil)
+	}
+}
+
+// read reads a request when it is its turn, within its time.
+func (s *Server) read(ctx context.Context, read func() error) error {
+	u := underWayOf(ctx)
+	late := time.AfterFunc(requestTime, func() {
+		u.late.Store(true)
+		u.cancel()
+	})
+	done, err := s.reads.await(ctx, callerOf(ctx).Identity)
+	if err == nil {
+		err = read()
+		done()
+	}
+	if !late.Stop() {
+		return context.DeadlineExceeded
+	}
+	return err
 }
 
 // guard gives each call its method's deadline even where the caller set none, turns a panic into INTERNAL
@@ -117,29 +225,23 @@ func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		s.metrics.refuse(err)
 		s.security.Audit.call(ctx, info.FullMethod, start, req, resp, err)
 	}()
+	if refused := underWayOf(ctx).refused; refused != nil {
+		return nil, refused
+	}
 	caller := callerOf(ctx)
 	if refused := s.security.authorize(info.FullMethod, caller, req, start); refused != nil {
 		return nil, refused
 	}
+	s.security.Audit.watch(ctx, info.FullMethod, start, req)
 	if caller.calls == nil {
 		return handler(ctx, req)
 	}
 	// A stranger that may call at all wants an identity.
-	host, wait := hostOf(callersAddress(ctx)), time.Duration(0)
-	s.attempts.at(host, func(a *attempts) { wait = a.begin(start) })
-	if wait > 0 {
-		e := Errorf(TooManyRequests, "too many attempts from %s to be given an identity have failed; the next one is heard in %s", host, wait.Round(time.Second/10)).
-			WithHint("wait that long, and try again")
-		e.RetryAfter = wait
-		return nil, e
-	}
-	if resp, err = handler(ctx, req); !Refused(err) {
-		s.attempts.at(host, func(a *attempts) { a.succeeded(time.Now()) })
-	}
-	return resp, err
+	return s.joins.attempt(ctx, func() (any, error) { return handler(ctx, req) })
 }
 
-// Expel ends the connections of those who are banned by now, or whom the server's present roots don't vouch for.
+// Expel ends the connections of those who are banned by now, or aren't any more and were when they came, and of those whom the
+// server's present roots don't vouch for.
 func (s *Server) Expel() { s.admission.expel() }
 
 // handlerDeadline is when a call's handler must have ended: a little before the caller's time or the method's own is
@@ -209,7 +311,66 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	defer s.streams.end(id)
 	begun = true
 	_ = stream.SendHeader(nil) // where it fails, the stream is over
+	if !info.IsClientStream {
+		stream = asked{stream, s}
+	}
 	return handler(srv, guarded{stream, ctx})
+}
+
+// asked is a stream that begins with one request.
+type asked struct {
+	grpc.ServerStream
+	server *Server
+}
+
+// RecvMsg reads the request.
+func (a asked) RecvMsg(m any) error {
+	return a.server.read(a.Context(), func() error { return a.ServerStream.RecvMsg(m) })
+}
+
+// turns lets so many of each identity do something at once, and others wait.
+type turns struct {
+	mu  sync.Mutex // guards all
+	all map[pki.Identity]*turn
+}
+
+type turn struct {
+	// places has as many as may be at it.
+	places chan struct{}
+	// wanted counts those who are at it, or wait.
+	wanted int
+}
+
+// await waits for a place; done gives it back. As perIdentity, it bounds neither masters nor nobody.
+func (t *turns) await(ctx context.Context, id pki.Identity) (done func(), err error) {
+	if unbounded(id) {
+		return func() {}, nil
+	}
+	t.mu.Lock()
+	own := t.all[id]
+	if own == nil {
+		if t.all == nil {
+			t.all = map[pki.Identity]*turn{}
+		}
+		own = &turn{places: make(chan struct{}, maxRead)}
+		t.all[id] = own
+	}
+	own.wanted++
+	t.mu.Unlock()
+	leave := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if own.wanted--; own.wanted == 0 {
+			delete(t.all, id)
+		}
+	}
+	select {
+	case own.places <- struct{}{}:
+		return func() { <-own.places; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
 }
 
 // perIdentity counts what each identity has open.

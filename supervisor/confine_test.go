@@ -220,3 +220,33 @@ func TestAs(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// Who acts for another user, or starts something of his, leaves this process's memory as hidden, or open, as it was.
+func TestMemoryStaysAsHiddenAsItWas(t *testing.T) {
+	user := stranger(t)
+	for _, was := range []int{1, 0} {
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(was), 0, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0) }) // as it took the others
+		is := func(after string) {
+			t.Helper()
+			if got, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || got != was {
+				t.Errorf("after %s it is %d, %v; want %d", after, got, err, was)
+			}
+		}
+		err := As(user, func() error { is("it became somebody else"); return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		is("As")
+		pid, err := forkUnblocked("/bin/true", []string{"true"}, &syscall.ProcAttr{Env: []string{}, Sys: &syscall.SysProcAttr{Credential: user}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		is("a fork")
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -50,5 +50,8 @@ func forkUnblocked(path string, argv []string, attr *syscall.ProcAttr) (pid int,
 	if unix.PthreadSigmask(unix.SIG_SETMASK, &none, &before) == nil {
 		defer func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil) }() // what succeeded once does again
 	}
+	if attr.Sys.Credential != nil {
+		defer stayHidden()()
+	}
 	return syscall.ForkExec(path, argv, attr)
 }

@@ -194,7 +194,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}()
 	defer func() { _ = a.audit.Close() }() // nothing is buffered
-	guard := rpc.Guard{Audit: a.audit}
+	guard := rpc.Guard{Audit: a.audit, ForMasters: true}
 	if a.identity != nil {
 		guard.Credentials = &a.identity.held
 	}

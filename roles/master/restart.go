@@ -42,6 +42,7 @@ func (s *service) restart(ctx context.Context, id, agentID string) (*sutrav1.Nod
 	if err != nil {
 		return nil, err
 	}
+	rpc.Begins(ctx, id, agentID)
 	resp, err := client.RestartNode(ctx, &sutrav1.GridAgentRestartNodeRequest{
 		NodeId: id, AgentId: agentID, RestartCount: is.GetNode().GetRestartCount(),
 	})

@@ -152,6 +152,7 @@ func (s *service) spawnReserved(ctx context.Context, r registry.Reservation) (*s
 		return nil, err
 	}
 	s.metrics.stage("persist", began)
+	rpc.Begins(ctx, id, r.Record.GetNode().GetAgentId())
 	node, err := s.spawn(ctx, r.Record)
 	if rpc.NoEffect(err) {
 		s.undo(ctx, id)
@@ -197,6 +198,7 @@ func (s *service) spawnAgain(ctx context.Context, rec *sutrav1.NodeRecord) (*sut
 	defer s.registry.Begin(id)()
 	ctx, cancel := detached(ctx)
 	defer cancel()
+	rpc.Begins(ctx, id, rec.GetNode().GetAgentId())
 	return s.spawn(ctx, rec)
 }
 

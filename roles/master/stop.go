@@ -52,6 +52,7 @@ func (s *service) StopNode(ctx context.Context, req *sutrav1.StopNodeRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	rpc.Begins(ctx, id, rec.GetNode().GetAgentId())
 	node, err := s.stop(ctx, rec)
 	if err != nil {
 		e := rpc.AsError(err).With("node_id", id)
@@ -90,6 +91,7 @@ func (s *service) stopUnrecorded(ctx context.Context, node *sutrav1.Node) (resp 
 	}
 	ctx, cancel := detached(ctx)
 	defer cancel()
+	rpc.Begins(ctx, id, node.GetAgentId())
 	last, err := s.stopAtAgent(ctx, id, node.GetAgentId())
 	if err != nil {
 		return nil, false, rpc.AsError(err).With("node_id", id)

@@ -59,7 +59,7 @@ func diskUse(ctx context.Context, path string, p *pace) (bytes uint64, ok bool) 
 	for len(folders) > 0 {
 		dir := folders[len(folders)-1]
 		folders = folders[:len(folders)-1]
-		f, err := os.Open(dir)
+		f, err := openFolder(dir)
 		if err != nil {
 			continue
 		}
@@ -83,4 +83,10 @@ func diskUse(ctx context.Context, path string, p *pace) (bytes uint64, ok bool) 
 	}
 	rest()
 	return bytes, ctx.Err() == nil
+}
+
+// openFolder opens what was a folder when it was looked at. Whoever owns the one that it lies in may have put something else there
+// since: no link is followed, and nothing is waited for.
+func openFolder(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 }

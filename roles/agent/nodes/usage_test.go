@@ -127,6 +127,33 @@ func TestDiskUse(t *testing.T) {
 	}
 }
 
+// What a node's user puts in a folder's place, after it was looked at, neither leads elsewhere nor holds up anybody.
+func TestDiskUseOpensFoldersOnly(t *testing.T) {
+	dir := t.TempDir()
+	folder, link, fifo := filepath.Join(dir, "folder"), filepath.Join(dir, "link"), filepath.Join(dir, "fifo")
+	if err := errors.Join(os.Mkdir(folder, 0o700), os.Symlink(folder, link), unix.Mkfifo(fifo, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]error{folder: nil, link: unix.ENOTDIR, fifo: unix.ENOTDIR} {
+		opened := make(chan error, 1)
+		go func() {
+			f, err := openFolder(path)
+			if err == nil {
+				err = f.Close()
+			}
+			opened <- err
+		}()
+		select {
+		case err := <-opened:
+			if !errors.Is(err, want) {
+				t.Errorf("opening the %s: %v, want %v", filepath.Base(path), err, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("opening the %s waits", filepath.Base(path))
+		}
+	}
+}
+
 func TestPaceRestsAHundredTimes(t *testing.T) {
 	var p pace
 	began := time.Now()
