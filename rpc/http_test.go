@@ -94,7 +94,12 @@ func inMemory(t *testing.T, h http.Handler) (l *bufconn.Listener, stop func() er
 
 func TestServeHTTPCutsRequestsAfterTheDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, stop := inMemory(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		over := make(chan struct{})
+		defer close(over)
+		l, stop := inMemory(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			<-over // a connection in memory closes for one side after the other: an answer could slip out in between
+		}))
 		c, err := l.Dial()
 		if err != nil {
 			t.Fatal(err)
@@ -111,6 +116,9 @@ func TestServeHTTPCutsRequestsAfterTheDrain(t *testing.T) {
 		}
 		if rest, err := io.ReadAll(c); err == nil && len(rest) > 0 {
 			t.Errorf("the request was answered: %q", rest)
+		}
+		if took := time.Since(stopped); took != drainTime {
+			t.Errorf("its connection was cut after %s, want %s", took, drainTime)
 		}
 	})
 }

@@ -12,9 +12,16 @@ import (
 func (m *Manager) happened(ev supervisor.Event) {
 	m.mu.Lock()
 	e := m.entries[ev.ID]
+	var release func()
+	if e != nil {
+		release = e.release
+	}
 	m.mu.Unlock()
 	if e == nil {
 		return // forgotten while its unit's last words were on their way
+	}
+	if ev.State.Phase != supervisor.Starting && release != nil {
+		release() // before anybody hears that the port is free, or that the node listens
 	}
 	// What is completed stays, here and on record, until the master has written that down and has it stopped.
 	stopped := ev.Kind == supervisor.UnitEnded && ev.State.Phase == supervisor.Stopped && !ev.State.Completed

@@ -104,7 +104,8 @@ type entry struct {
 	trouble  string // why the last probe failed
 	checks   checks
 	revision uint64
-	awaited  int // callers that wait for the outcome of its start
+	awaited  int    // callers that wait for the outcome of its start
+	release  func() // lets other agents have its port; nil where that isn't kept from them
 	usage    usage
 	disk     uint64 // bytes under the storage path; 0 before they were first counted
 
@@ -268,9 +269,24 @@ func (m *Manager) start(e *entry) (unit *supervisor.Unit, err error) {
 	if m.runsAlready(e) {
 		return m.retake(e, profile, binary)
 	}
-	if err := m.takePort(e); err != nil {
+	release, err := m.takePort(e)
+	if err != nil {
 		return nil, err
 	}
+	release = sync.OnceFunc(release)
+	m.mu.Lock()
+	e.release = release
+	m.mu.Unlock()
+	defer func() {
+		if err != nil {
+			release()
+			return
+		}
+		go func() { // for one that is let go while it starts, of which no event tells
+			<-unit.Settled()
+			release()
+		}()
+	}()
 	m.cfg.Metrics.stage("prepare", began)
 
 	began = time.Now()

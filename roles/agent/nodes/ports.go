@@ -19,23 +19,25 @@ const maxPort = 65535
 
 // takePort makes sure of the entry's port, or finds one: the first from the base port that no node
 // holds and that can be bound. A candidate is reserved before it is tried, so that two spawns
-// never try the same one.
-func (m *Manager) takePort(e *entry) error {
+// never try the same one. release is for when the node listens, or doesn't start: until then no other agent of the host takes
+// the port, whose node would be taken for this one's as soon as it accepts.
+func (m *Manager) takePort(e *entry) (release func(), err error) {
 	if port := e.spec.GetPort(); port != 0 {
-		if err := tryBind(int(port)); err != nil {
-			return rpc.Errorf(rpc.PortInUse, "port %d on %s can't be used: %v", port, m.cfg.Agent.GetAgentId(), err).
+		release, err := holdPort(int(port))
+		if err != nil {
+			return nil, rpc.Errorf(rpc.PortInUse, "port %d on %s can't be used: %v", port, m.cfg.Agent.GetAgentId(), err).
 				With("port", strconv.Itoa(int(port))).
 				WithHint("leave out the port to get a free one, or find its holder: ss -ltnp 'sport = :%d'", port)
 		}
-		return nil
+		return release, nil
 	}
 	for port := m.cfg.BasePort; ; port++ {
 		if port = m.reserve(e, port); port == 0 {
-			return rpc.Errorf(rpc.NoFreePort, "agent %s has no free port from %d to %d", m.cfg.Agent.GetAgentId(), m.cfg.BasePort, maxPort).
+			return nil, rpc.Errorf(rpc.NoFreePort, "agent %s has no free port from %d to %d", m.cfg.Agent.GetAgentId(), m.cfg.BasePort, maxPort).
 				WithHint("lower base_port in the agent's file")
 		}
-		if tryBind(port) == nil {
-			return nil
+		if release, err := holdPort(port); err == nil {
+			return release, nil
 		}
 	}
 }
@@ -60,6 +62,23 @@ func (m *Manager) reserve(e *entry, from int) int {
 		}
 	}
 	return 0
+}
+
+// holdPort keeps other agents from a port that can be bound, until it is released or this process ends. What they agree by has the
+// same bounds as ports have, the network namespace, and leaves no file behind.
+func holdPort(port int) (release func(), err error) {
+	held, err := net.ListenUnix("unix", &net.UnixAddr{Name: "@sutra-port-" + strconv.Itoa(port), Net: "unix"})
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, errors.New("another agent on the host is starting a node there")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := tryBind(port); err != nil {
+		_ = held.Close() // errs only where it was closed before
+		return nil, err
+	}
+	return func() { _ = held.Close() }, nil
 }
 
 // tryBind tells whether a server could listen on the port, on all addresses.

@@ -1,11 +1,13 @@
 package nodes
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -55,6 +57,41 @@ func TestParallelSpawnsGetPortsOfTheirOwn(t *testing.T) {
 	if n := mustSpawn(t, m, want("node-again")); n.GetPort() != uint32(m.cfg.BasePort) {
 		t.Errorf("the next node got port %d, and %d was free", n.GetPort(), m.cfg.BasePort)
 	}
+}
+
+// Two agents of a host begin at the same port. While a node starts there, which may not have come to listen yet, the other
+// agent's must not: as soon as it listened, both would be taken for ready.
+func TestAgentsOfOneHostDoNotShareAPort(t *testing.T) {
+	one := newManager(t)
+	other := newManager(t, func(c *Config) { c.BasePort = one.cfg.BasePort })
+	defer shut(t, other) // the ends of both look for what is left of either
+	defer shut(t, one)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := one.Spawn(t.Context(), want("node-slow", as("slow")))
+		ended <- err
+	}()
+	var slow *sutrav1.Node
+	await(t, "the slow node's start", func() error {
+		if slow, _ = one.Get("node-slow"); slow.GetPid() == 0 {
+			return errors.New("it has no process")
+		}
+		return nil
+	})
+	if n := mustSpawn(t, other, want("node-1")); n.GetPort() == slow.GetPort() {
+		t.Errorf("both got port %d", n.GetPort())
+	}
+	there := on(int(slow.GetPort()))
+	if _, err := other.Spawn(t.Context(), want("node-2", there)); rpc.ReasonOf(err) != rpc.PortInUse || !strings.Contains(err.Error(), "another agent") {
+		t.Errorf("on the other's port: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(slow.GetStoragePath(), "ready"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	mustSpawn(t, other, want("node-3", there)) // it is ready, and listens nowhere
 }
 
 func TestOnePortIsOneNodes(t *testing.T) {
