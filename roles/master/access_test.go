@@ -108,9 +108,13 @@ func TestRedeem(t *testing.T) {
 		"from before there were such records":    {token: record(func(r *sutrav1.TokenRecord) { r.AgentId = "a1" }), known: &sutrav1.IdentityRecord{Kind: "agent", Name: "a1", Role: agent}, since: true},
 		"held from before there were records of": {token: record(func(*sutrav1.TokenRecord) {}), known: &sutrav1.IdentityRecord{Kind: "agent", Name: "a1", Role: agent}, want: rpc.AgentIDTaken, left: 1},
 	} {
+		before := len(c.token.GetUsedBy())
 		got, err := s.redeem(c.token, token.Secret[:], c.known, pki.AgentIdentity(grid, "a1"), mine, !c.far, now)
 		if rpc.ReasonOf(err) != c.want || c.token.GetUsesLeft() != c.left {
 			t.Errorf("%s: %v, want %q; %d uses are left, want %d", name, err, c.want, c.token.GetUsesLeft(), c.left)
+		}
+		if used := len(c.token.GetUsedBy()) > before; used != (c.token.GetLastUsedAt() != nil) || used && c.token.GetLastUsedAt().AsTime() != now {
+			t.Errorf("%s: it was used: %t; last at %v", name, used, c.token.GetLastUsedAt())
 		}
 		if err != nil {
 			if rpc.AsError(err).Hint == "" {
