@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -204,7 +205,7 @@ func (a *Audit) call(ctx context.Context, method string, start time.Time, req, r
 		say = a.says(ctx, &e, "begun", begunBurst, begunEvery)
 	case !begun && (err != nil || idle(resp)):
 		journal, say = a.refused, a.says(ctx, &e, "in vain", refusedBurst, refusedEvery)
-	case caller.Identity.Kind == pki.Agent, method == sutrav1.GridMaster_Renew_FullMethodName:
+	case slices.Contains(policy.Roles, sutrav1.Role_ROLE_AGENT), method == sutrav1.GridMaster_Renew_FullMethodName:
 		journal, say = a.upkeep, a.says(ctx, &e, "upkeep "+e.Method, refusedBurst, refusedEvery)
 	default:
 		// The same again is the same. What differs in anything is always on record.

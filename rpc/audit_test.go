@@ -333,6 +333,7 @@ func TestAuditKeepsWhatPeopleDid(t *testing.T) {
 	for i := range 100 {
 		a.call(operator, spawn, began, &sutrav1.SpawnNodeRequest{}, &sutrav1.SpawnNodeResponse{Node: &sutrav1.Node{NodeId: fmt.Sprint("node-", i)}}, nil)
 	}
+	a.call(t.Context(), sutrav1.GridMaster_RegisterAgent_FullMethodName, began, &sutrav1.RegisterAgentRequest{}, &sutrav1.RegisterAgentResponse{}, nil) // in the clear
 	few := refusedBurst + 1 + int(time.Since(began)/refusedEvery)
 	done, upkeep, refused := lines(t, filepath.Join(dir, auditFile)), lines(t, filepath.Join(dir, upkeepFile)), lines(t, filepath.Join(dir, refusedFile))
 	if n := done["user olga SpawnNode OK"]; len(done) != 1 || n < 100 || n > 100+few {
@@ -347,7 +348,7 @@ func TestAuditKeepsWhatPeopleDid(t *testing.T) {
 	for _, n := range refused {
 		in += n
 	}
-	if len(upkeep) != 2 || in > 2*few || refused["agent a1 RegisterAgent InvalidArgument"] == 0 || refused["user olga SpawnNode ResourceExhausted"] == 0 {
+	if len(upkeep) != 3 || in > 2*few || refused["agent a1 RegisterAgent InvalidArgument"] == 0 || refused["user olga SpawnNode ResourceExhausted"] == 0 {
 		t.Errorf("upkeep is %v, and in vain were %v", upkeep, refused)
 	}
 	for _, name := range []string{upkeepFile, refusedFile} {

@@ -171,6 +171,7 @@ func (s *Server) RegisterService(d *grpc.ServiceDesc, impl any) {
 	s.Server.RegisterService(&service, impl)
 }
 
+// beforeReading is a method's handler with a look at its caller first.
 func (s *Server) beforeReading(method string, handler grpc.MethodHandler) grpc.MethodHandler {
 	return func(srv any, ctx context.Context, read func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
 		id := callerOf(ctx).Identity
@@ -198,8 +199,8 @@ func (s *Server) read(ctx context.Context, read func() error) error {
 	})
 	done, err := s.reads.await(ctx, callerOf(ctx).Identity)
 	if err == nil {
+		defer done()
 		err = read()
-		done()
 	}
 	if !late.Stop() {
 		return context.DeadlineExceeded

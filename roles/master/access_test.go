@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"net"
 	"path/filepath"
 	"testing"
@@ -108,9 +109,13 @@ func TestRedeem(t *testing.T) {
 		"from before there were such records":    {token: record(func(r *sutrav1.TokenRecord) { r.AgentId = "a1" }), known: &sutrav1.IdentityRecord{Kind: "agent", Name: "a1", Role: agent}, since: true},
 		"held from before there were records of": {token: record(func(*sutrav1.TokenRecord) {}), known: &sutrav1.IdentityRecord{Kind: "agent", Name: "a1", Role: agent}, want: rpc.AgentIDTaken, left: 1},
 	} {
+		before := len(c.token.GetUsedBy())
 		got, err := s.redeem(c.token, token.Secret[:], c.known, pki.AgentIdentity(grid, "a1"), mine, !c.far, now)
 		if rpc.ReasonOf(err) != c.want || c.token.GetUsesLeft() != c.left {
 			t.Errorf("%s: %v, want %q; %d uses are left, want %d", name, err, c.want, c.token.GetUsesLeft(), c.left)
+		}
+		if used := len(c.token.GetUsedBy()) > before; used != (c.token.GetLastUsedAt() != nil) || used && c.token.GetLastUsedAt().AsTime() != now {
+			t.Errorf("%s: it was used: %t; last at %v", name, used, c.token.GetLastUsedAt())
 		}
 		if err != nil {
 			if rpc.AsError(err).Hint == "" {
@@ -126,6 +131,78 @@ func TestRedeem(t *testing.T) {
 		}
 		if _, err := s.redeem(c.token, make([]byte, len(token.Secret)), c.known, pki.AgentIdentity(grid, "a1"), mine, true, now); rpc.ReasonOf(err) != rpc.TokenRefused {
 			t.Errorf("%s, with another secret: %v", name, err)
+		}
+	}
+}
+
+// What was given before there were records of it isn't renewed either once it is another's.
+func TestRedeemWhatOnlyTheGridKnows(t *testing.T) {
+	s := &service{access: &access{life: time.Hour}, registry: registry.New(health.DefaultThresholds())}
+	s.registry.Load([]*sutrav1.Agent{{AgentId: "old"}}, nil, nil, time.Now())
+	token, err := pki.NewToken([sha256.Size]byte{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, since := range map[string]bool{"old": true, "new": false} {
+		made := &sutrav1.TokenRecord{TokenId: token.ID, SecretSha256: token.SecretHash(), Role: sutrav1.Role_ROLE_AGENT, UsesLeft: 1, AgentId: name}
+		got, err := s.redeem(made, token.Secret[:], nil, pki.AgentIdentity("d4k2v8grid", name), nil, false, time.Now())
+		if err != nil || (got.GetCertificatesSince() != nil) != since {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
+// Who was an agent before another was given its identity isn't renewed, unless the master's clock was set back since: then nobody can
+// tell them apart.
+func TestHolds(t *testing.T) {
+	st, err := store.Open(t.Context(), store.Config{Dir: filepath.Join(t.TempDir(), "master"), Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	s := &service{store: st, access: &access{life: time.Hour}}
+	id := pki.AgentIdentity("d4k2v8grid", "a1")
+	given := time.Date(2026, 5, 4, 12, 0, 0, 500, time.UTC)
+	record := func(edit func(*sutrav1.IdentityRecord)) *sutrav1.IdentityRecord {
+		t.Helper()
+		var is *sutrav1.IdentityRecord
+		if err := st.ChangeIdentity(t.Context(), "agent", "a1", func(known *sutrav1.IdentityRecord) (*sutrav1.IdentityRecord, error) {
+			if known == nil {
+				known = &sutrav1.IdentityRecord{Kind: "agent", Name: "a1", GivenAt: timestamppb.New(given), CertificatesSince: timestamppb.New(given.Truncate(time.Second).Add(time.Second))}
+			}
+			edit(known)
+			is = known
+			return known, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return is
+	}
+	record(func(*sutrav1.IdentityRecord) {})
+	made := func(at time.Time) *x509.Certificate {
+		return &x509.Certificate{NotBefore: at.Truncate(time.Second).Add(-5 * time.Minute)}
+	}
+	old, own := made(given), made(given.Add(time.Second))
+	for _, c := range []struct {
+		cert *x509.Certificate
+		at   time.Time
+		want rpc.Reason
+		ends time.Time
+	}{
+		{old, given.Add(time.Hour), rpc.AgentIDTaken, time.Time{}},
+		{own, given.Add(time.Hour), "", given.Add(2 * time.Hour)},
+		{own, given.Add(24 * time.Hour), "", given.Add(2 * time.Hour)}, // not each is written down
+		{own, given.Add(26 * time.Hour), "", given.Add(27 * time.Hour)},
+		{old, given.Add(26 * time.Hour), rpc.AgentIDTaken, given.Add(27 * time.Hour)},
+		{made(given.Add(-time.Hour)), given.Add(-time.Minute), "", given.Add(27 * time.Hour)},
+		{made(given.Add(-time.Minute)), given.Add(time.Minute), "", given.Add(27 * time.Hour)},
+	} {
+		err := s.holds(t.Context(), id, c.cert, c.at)
+		if rpc.ReasonOf(err) != c.want {
+			t.Errorf("at %s: %v, want %q", c.at, err, c.want)
+		}
+		if is := record(func(*sutrav1.IdentityRecord) {}).GetExpiresAt(); (is == nil) != c.ends.IsZero() || is != nil && is.AsTime() != c.ends {
+			t.Errorf("at %s its last certificate is noted to end at %v, want %s", c.at, is.AsTime(), c.ends)
 		}
 	}
 }

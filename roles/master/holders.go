@@ -87,7 +87,7 @@ func (s *service) give(t *sutrav1.TokenRecord, known *sutrav1.IdentityRecord, id
 		Kind: string(id.Kind), Name: id.Name, Role: id.Role, TokenId: t.GetTokenId(), GivenAt: timestamppb.New(now), Holder: holder, Local: t.GetLocal(),
 		ExpiresAt: timestamppb.New(now.Add(s.access.life)),
 	}
-	if known != nil {
+	if known != nil || id.Kind == pki.Agent && s.registry.Knows(id.Name) {
 		rec.CertificatesSince = timestamppb.New(now.Truncate(time.Second).Add(time.Second))
 	}
 	return rec
@@ -116,9 +116,10 @@ func (s *service) holds(ctx context.Context, id pki.Identity, cert *x509.Certifi
 		if known == nil {
 			known = &sutrav1.IdentityRecord{Kind: string(id.Kind), Name: id.Name, Role: id.Role}
 		}
-		since := known.GetCertificatesSince()
-		// A clock that was set back would make the new holder's certificates look like the old one's.
-		if since != nil && pki.Begins(cert).Before(since.AsTime()) && !now.Before(known.GetGivenAt().AsTime()) {
+		if now.Before(known.GetGivenAt().AsTime()) {
+			known.CertificatesSince = nil // the clock was set back: the new holder's would look like the old one's
+		}
+		if since := known.GetCertificatesSince(); since != nil && pki.Begins(cert).Before(since.AsTime()) {
 			return nil, taken(id, known)
 		}
 		s.note(known, now)
