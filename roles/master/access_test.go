@@ -137,7 +137,7 @@ func TestRedeem(t *testing.T) {
 
 // What was given before there were records of it isn't renewed either once it is another's.
 func TestRedeemWhatOnlyTheGridKnows(t *testing.T) {
-	s := &service{access: &access{life: time.Hour}, registry: registry.New(health.DefaultThresholds())}
+	s := &service{access: &access{life: time.Hour}, registry: registry.New(health.DefaultThresholds(), nil)}
 	s.registry.Load([]*sutrav1.Agent{{AgentId: "old"}}, nil, nil, time.Now())
 	token, err := pki.NewToken([sha256.Size]byte{})
 	if err != nil {
