@@ -162,7 +162,8 @@ func TestMasterKilledWhileItRotates(t *testing.T) {
 	verb := func(k int, args ...string) (steps int, last string) {
 		point := harness.CrashAt(t, master, k)
 		done := make(chan harness.Result, 1)
-		go func() { done <- g.Run(append(args, "--timeout", "5s")...) }()
+		// The master is named: while it is started again, its home names none.
+		go func() { done <- g.Run(append(args, "--timeout", "5s", "--master", g.Endpoint)...) }()
 		harness.Await(t, "the verb's end or the master's", func() error {
 			if len(done) > 0 || !master.Running() {
 				return nil
