@@ -402,7 +402,7 @@ func TestLoginKeepsAnAdmin(t *testing.T) {
 	if err := os.Remove(files[0]); err != nil {
 		t.Fatal(err)
 	}
-	g.MustRun("login", "--token", token, "--name", "anna")
+	g.MustRun("login", "--token", token, "--name", "anna-here")
 	refused(t, g, 6, "PERMISSION_DENIED", nil, "token", "list")
 	operator := g.As(pki.UserIdentity(strings.TrimSuffix(filepath.Base(files[0]), ".pem"), "bob", sutrav1.Role_ROLE_OPERATOR))()[0]
 	if err := operator.Save(files[0]); err != nil {
