@@ -26,11 +26,11 @@ func TestBanOfAPerson(t *testing.T) {
 	_, grid := g.Authority()
 	home := filepath.Join(g.Dir, "anna")
 	at := func(args ...string) []string { return append(args, "--home", home, "--master", g.Endpoint) }
-	login := func(role string) harness.Result {
+	login := func(role, home string) harness.Result {
 		token := strings.TrimSpace(g.MustRun("token", "create", "--role", role))
-		return g.Run(at("login", "--token", token, "--name", "anna")...)
+		return g.Run("login", "--home", home, "--master", g.Endpoint, "--token", token, "--name", "anna")
 	}
-	if r := login("admin"); r.Code != 0 {
+	if r := login("admin", home); r.Code != 0 {
 		t.Fatalf("login: %+v", r)
 	}
 	kept := strings.TrimSpace(g.MustRun(at("token", "create", "--role", "admin")...))
@@ -83,7 +83,7 @@ func TestBanOfAPerson(t *testing.T) {
 		if code, body := fetchAs(t, page, "https://"+g.HTTP+"/metrics"); code != http.StatusForbidden || !strings.Contains(body, "user anna is banned") {
 			t.Errorf("%s, /metrics: %d %s", when, code, body)
 		}
-		if r := login("viewer"); r.Code != 6 || !strings.Contains(r.Stderr, "(BANNED)") {
+		if r := login("viewer", filepath.Join(g.Dir, "anna-again")); r.Code != 6 || !strings.Contains(r.Stderr, "(BANNED)") {
 			t.Errorf("%s, with another token: %+v", when, r)
 		}
 		if r := g.Run("login", "--home", filepath.Join(g.Dir, "bob"), "--master", g.Endpoint, "--token", kept, "--name", "bob"); r.Code != 6 ||

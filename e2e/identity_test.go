@@ -402,7 +402,7 @@ func TestLoginKeepsAnAdmin(t *testing.T) {
 	if err := os.Remove(files[0]); err != nil {
 		t.Fatal(err)
 	}
-	g.MustRun("login", "--token", token, "--name", "anna")
+	g.MustRun("login", "--token", token, "--name", "anna-here")
 	refused(t, g, 6, "PERMISSION_DENIED", nil, "token", "list")
 	operator := g.As(pki.UserIdentity(strings.TrimSuffix(filepath.Base(files[0]), ".pem"), "bob", sutrav1.Role_ROLE_OPERATOR))()[0]
 	if err := operator.Save(files[0]); err != nil {
@@ -503,4 +503,34 @@ func TestLostAuthority(t *testing.T) {
 		t.Error("the agent ended")
 	}
 	takenUp(t, g, []*sutrav1.Node{node})
+}
+
+// The end of the grid's root is told of in time, and until then the grid is as healthy as it is.
+func TestStatusTellsOfTheRootsEnd(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	master := g.StartMaster()
+	g.StartAgent("agent-001", manyProfiles)
+	if out := g.MustRun("status"); strings.Contains(out, "root ends") {
+		t.Errorf("ten years before:\n%s", out)
+	}
+	master.Stop()
+	authority, _ := g.Authority()
+	if _, err := authority.Rotate(time.Now().Add(-3620 * 24 * time.Hour)); err != nil { // it has ten years
+		t.Fatal(err)
+	}
+	master = g.StartMaster()
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	out := g.MustRun("status")
+	if words := strings.Fields(out); words[1] != "HEALTHY" {
+		t.Errorf("a month before it is %s", words[1])
+	}
+	for _, w := range []string{"the grid's root ends at", "in 29 days", "sutra ca rotate"} {
+		if !strings.Contains(out, w) {
+			t.Errorf("a month before it doesn't say %q:\n%s", w, out)
+		}
+	}
+	if err := logSays(master, "in 29 days"); err != nil {
+		t.Error(err)
+	}
 }

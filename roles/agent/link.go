@@ -128,7 +128,7 @@ func (l *link) register(ctx context.Context, first bool) error {
 				Agent: l.self, Nodes: brief(l.nodes.List()), HeartbeatInterval: durationpb.New(l.every),
 			})
 			if err != nil && l.identity != nil {
-				err, unknown = l.refused(ctx, err)
+				unknown, err = l.refused(ctx, err)
 			}
 		}
 		if err == nil && resp != nil {
@@ -148,7 +148,7 @@ func (l *link) register(ctx context.Context, first bool) error {
 		}
 		e := rpc.AsError(err)
 		// For want of an identity no agent ends that has nodes: it goes on to look after them.
-		if first && l.forGood(e) && !(unknown && len(l.nodes.List()) > 0) {
+		if first && l.forGood(e) && (!unknown || len(l.nodes.List()) == 0) {
 			return e
 		}
 		if e.Message != said {
@@ -169,14 +169,14 @@ func (l *link) register(ctx context.Context, first bool) error {
 
 // refused gets another identity, where that may help after a registration failed; nil: it has one. unknown tells that it is for
 // want of one that the agent isn't registered.
-func (l *link) refused(ctx context.Context, err error) (now error, unknown bool) {
-	switch rpc.ReasonOf(err) {
+func (l *link) refused(ctx context.Context, why error) (unknown bool, err error) {
+	switch rpc.ReasonOf(why) {
 	case rpc.Unauthenticated:
-		return l.identity.prove(ctx, l.master()), true
+		return true, l.identity.prove(ctx, l.master())
 	case rpc.UntrustedPeer:
-		return l.identity.orJoin(ctx, l.master(), err), true
+		return true, l.identity.orJoin(ctx, l.master(), why)
 	default:
-		return err, false
+		return false, why
 	}
 }
 

@@ -196,7 +196,7 @@ func (s *session) keep(ctx context.Context) {
 	}
 	foreign := map[string]bool{} // files of identities in other grids
 	for {
-		next := time.Hour
+		next := time.Minute                  // the clock may be set, or the host may sleep
 		all, files, _ := credentials(s.home) // a file that can't be read may be mended the next time
 		for _, c := range all {
 			if foreign[files[c]] {

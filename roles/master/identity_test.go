@@ -133,6 +133,9 @@ func TestTheRootEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			a.replace(next)
+			if err := m.renewOwn(a); err != nil {
+				t.Fatal(err)
+			}
 		}
 		left(91 * day)
 		time.Sleep(day - time.Minute)
