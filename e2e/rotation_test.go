@@ -127,6 +127,7 @@ func TestMoveToAnotherRoot(t *testing.T) {
 		t.Errorf("retired, it is %v", is)
 	}
 	g.MustRun(at("second", "status")...)
+	g.MustRun(at("early", "status")...) // which has called something meanwhile
 	refused(t, g, 6, "UNTRUSTED_PEER", []string{"sutra login"}, at("late", "status")...)
 	refused(t, g, 6, "UNTRUSTED_PEER", []string{"the join token is of another grid"}, at("third", "login", "--token", oldToken)...)
 	g.MustRun(at("third", "login", "--token", newToken, "--name", "third")...)

@@ -34,7 +34,7 @@ time for it`,
 				Usage:     "make another root for the grid; without --apply only say what that would do",
 				UsageText: "sutra ca rotate [--apply]",
 				Description: `The new root and what it signs are made at once. Whoever trusts the one before trusts what the new one signs, until the
-latter is retired. Agents get certificates by the new root within half a minute, people at the next renewal. Join tokens stay good.
+latter is retired. Agents get certificates by the new root within half a minute, people with their next verb. Join tokens stay good.
 
 Exit codes: 0 done, or it could be; 1 failed; 2 bad flags; 4 master unavailable; 5 timed out; 6 not allowed; 7 the grid is moving
 already`,
@@ -77,7 +77,7 @@ func rotateAuthority(cctx *cli.Context, s *session) error {
 	}
 	if !cctx.Bool("apply") {
 		s.tell("nothing was changed. With --apply another root is made beside this one, no call fails, and agents get certificates by it\n" +
-			"within half a minute. People get theirs when they are renewed. Then: sutra ca retire")
+			"within half a minute, people with their next verb. Then: sutra ca retire")
 		return s.show(response, func() string { return s.authorityTable(now).render(s.Color && s.OutTTY) })
 	}
 	rotated, err := s.master.RotateAuthority(cctx.Context, &sutrav1.RotateAuthorityRequest{Root: now.GetRoots()[0].GetRoot()})
@@ -101,8 +101,8 @@ func retireAuthority(cctx *cli.Context, s *session) error {
 		return rpc.Errorf(rpc.NoRotation, "the grid has one root, and isn't moving to another").WithHint("begin to move: sutra ca rotate")
 	}
 	if !cctx.Bool("apply") {
-		s.tell("nothing was changed. With --apply the older root is trusted no more: agents that are left, people whose certificate is older\n"+
-			"than %s, and tokens from before that are cut off, and join anew with a token", now.GetRotatedAt().AsTime().UTC().Format(time.RFC3339))
+		s.tell("nothing was changed. With --apply the older root is trusted no more: agents that are left, people who called nothing\n"+
+			"since %s, and tokens from before that are cut off, and join anew with a token", now.GetRotatedAt().AsTime().UTC().Format(time.RFC3339))
 		return s.show(response, func() string { return s.authorityTable(now).render(s.Color && s.OutTTY) })
 	}
 	// This account isn't to be among those who are cut off.

@@ -151,6 +151,9 @@ type session struct {
 	endpoint string
 	// home is where this account's identities are.
 	home string
+	// own are this account's identities, and files where each is kept.
+	own   []*pki.Credentials
+	files map[*pki.Credentials]string
 	// announced is the master that the home names; zero where the endpoint came from elsewhere.
 	announced config.Local
 	// call is how the person calls a verb that is to ask the same master, up to the verb.
@@ -220,7 +223,10 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 		}
 		defer func() { s.channel.Close() }()
 		s.master = sutrav1.NewGridMasterClient(s)
-		return do(cctx, s)
+		err = do(cctx, s)
+		// Where the grid moves to another root, as the calls have shown, the move may be over at the next verb.
+		s.renewed(cctx.Context, s.own, s.files, (*pki.Credentials).Outdated)
+		return err
 	}
 }
 
@@ -238,6 +244,7 @@ func (s *session) dial(ctx context.Context, due func(*pki.Credentials) bool) err
 		return err
 	}
 	all = s.renewed(ctx, all, files, due)
+	s.own, s.files = all, files
 	s.channel = rpc.Master(s.endpoint, func() []*pki.Credentials { return all }, nil)
 	return nil
 }

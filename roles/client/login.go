@@ -159,7 +159,7 @@ func (s *session) renewed(
 		if err != nil {
 			continue // the verb's own call says what is the matter
 		}
-		all[i] = again
+		all[i], files[again] = again, files[c]
 		_ = again.Save(files[c]) // else it is renewed again the next time
 	}
 	return all

@@ -26,6 +26,8 @@ type Credentials struct {
 	Begins time.Time
 	cert   tls.Certificate
 	roots  []*x509.Certificate
+	// outdated: a server that they found to be who it says has shown a root that they don't have.
+	outdated atomic.Bool
 }
 
 // NewCredentials puts together what an authority answered to a request with a key: the chain, leaf first, and the roots.
@@ -102,7 +104,7 @@ func Load(path string) (*Credentials, error) {
 	}
 	var roots []*x509.Certificate
 	for _, c := range certs {
-		if c.IsCA && bytes.Equal(c.RawIssuer, c.RawSubject) && c.CheckSignatureFrom(c) == nil {
+		if isRoot(c) {
 			roots = append(roots, c)
 		}
 	}
@@ -111,6 +113,11 @@ func Load(path string) (*Credentials, error) {
 		return nil, fmt.Errorf("load credentials from %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// isRoot tells whether a certificate vouches for itself.
+func isRoot(c *x509.Certificate) bool {
+	return c.IsCA && bytes.Equal(c.RawIssuer, c.RawSubject) && c.CheckSignatureFrom(c) == nil
 }
 
 // SameRoots tells whether both trust the same.
@@ -191,6 +198,9 @@ func (c *Credentials) Holds(now time.Time) bool {
 func (c *Credentials) Due(now time.Time) bool {
 	return !now.Before(c.RenewAt()) || now.Before(c.cert.Leaf.NotBefore)
 }
+
+// Outdated tells whether the grid moves to a root that the credentials don't have, as a server has shown: renewed, they have it.
+func (c *Credentials) Outdated() bool { return c.outdated.Load() }
 
 // LookEvery is how often to look whether credentials of such a life are due. Nobody may wait for that with a timer alone: it goes
 // by a clock that stands still while the host sleeps, and that isn't set with the one on the wall.

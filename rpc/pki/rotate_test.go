@@ -39,6 +39,9 @@ func TestBothRootsAreTrustedMeanwhile(t *testing.T) {
 			client := own(t, clients, AgentIdentity(gridID, "agent-001"))
 			m := meet(t, ClientTLS(all(client), Peer{Kind: Master}), server.ServerTLS())
 			wantWords(t, name, m.client, "")
+			if outdated := client.Outdated(); outdated != (at == "before" && from == "during") {
+				t.Errorf("%s is to be renewed: %t", name, outdated)
+			}
 			if id, err := server.PeerOf(m.seen.PeerCertificates); err != nil || id != client.Identity {
 				t.Errorf("%s: %s, %v", name, id, err)
 			}

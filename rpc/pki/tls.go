@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -61,6 +62,9 @@ func ClientTLS(all func() []*Credentials, want Peer) *tls.Config {
 		for _, c := range all() {
 			id, err := Verify(state.PeerCertificates, c.roots, c.Identity.Grid, x509.ExtKeyUsageServerAuth, time.Now())
 			if err == nil {
+				if slices.ContainsFunc(state.PeerCertificates, func(cert *x509.Certificate) bool { return isRoot(cert) && !contains(c.roots, cert) }) {
+					c.outdated.Store(true)
+				}
 				return want.check(id)
 			}
 			if first == nil {
