@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -88,7 +89,7 @@ func TestEventsAreFollowed(t *testing.T) {
 	}
 
 	agent := g.StartAgent("a1", sleepProfile+"[monitoring]\nheartbeat_interval_secs = 1\n")
-	sees("nobody Enroll OK", "agent a1 RegisterAgent OK", "a1 HEALTHY")
+	sees("nobody Enroll OK", "a1 HEALTHY")
 	node := g.Spawn(&sutrav1.SpawnNodeRequest{Profile: "sleep"})
 	id := node.GetNodeId()
 	sees(id+" RUNNING restarts 0", "user test SpawnNode OK")
@@ -96,9 +97,9 @@ func TestEventsAreFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	sees(id + " RUNNING restarts 1")
-	refused(t, g, 3, "AGENT_NOT_REGISTERED", nil, "spawn", "-a", "nobody")
+	refused(t, g, 3, "AGENT_NOT_REGISTERED", nil, "spawn", "-a", "nobody") // nothing came of it
 	g.MustRun("token", "create")
-	sees("user admin SpawnNode NotFound AGENT_NOT_REGISTERED", "user admin CreateToken OK")
+	sees("user admin CreateToken OK")
 
 	master.Kill()
 	start()
@@ -139,6 +140,7 @@ func TestEventsAreFollowed(t *testing.T) {
 		t.Errorf("missed were %q", restarts)
 	}
 	lines, record := onRecord(t, filepath.Join(g.Home, "master", "audit.log"))
+	var ended []string
 	for i, one := range record {
 		role, what := one["role"], one["what"]
 		if role == nil {
@@ -147,10 +149,12 @@ func TestEventsAreFollowed(t *testing.T) {
 		if what == nil {
 			what = map[string]string{}
 		}
-		lines[i] = fmt.Sprint(one["time"], one["from"], role, lines[i], what)
+		if one["begun"] != true { // that a call begins is on record, and no event
+			ended = append(ended, fmt.Sprint(one["time"], one["from"], role, lines[i], what))
+		}
 	}
-	if !slices.Equal(calls, lines) {
-		t.Errorf("the calls were\n%s\nand on record are\n%s", strings.Join(calls, "\n"), strings.Join(lines, "\n"))
+	if !slices.Equal(calls, ended) {
+		t.Errorf("the calls were\n%s\nand on record are\n%s", strings.Join(calls, "\n"), strings.Join(ended, "\n"))
 	}
 }
 
@@ -159,7 +163,9 @@ func TestSlowWatcher(t *testing.T) {
 	t.Parallel()
 	g := harness.New(t)
 	g.StartMaster()
-	stream, err := g.Client().WatchEvents(t.Context(), &sutrav1.WatchEventsRequest{Follow: true})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // an event that doesn't come isn't waited for without end
+	defer cancel()
+	stream, err := g.Client().WatchEvents(ctx, &sutrav1.WatchEventsRequest{Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,14 +173,13 @@ func TestSlowWatcher(t *testing.T) {
 		t.Fatalf("first comes %v, %v", got, err)
 	}
 	// More than is remembered, and than the connection holds.
-	const callers, each = 8, 100
-	long := strings.Repeat("x", 3800)
-	req := &sutrav1.SpawnNodeRequest{RequestId: long, AgentId: long, Profile: long, StoragePath: long}
+	const callers, each, remembered = 16, 400, 4096
+	why := strings.Repeat("x", 256)
 	var calls sync.WaitGroup
-	for range callers {
+	for i := range callers {
 		calls.Go(func() {
-			for range each {
-				if _, err := g.Client().SpawnNode(t.Context(), req); rpc.ReasonOf(err) != rpc.InvalidArgument {
+			for k := range each {
+				if _, err := g.Client().BanUser(ctx, &sutrav1.BanUserRequest{Name: fmt.Sprintf("user-%d-%d", i, k), Reason: why}); err != nil {
 					t.Error(err)
 					return
 				}
@@ -195,7 +200,7 @@ func TestSlowWatcher(t *testing.T) {
 			}
 		}
 	}
-	if missed == 0 || read < 8<<20/16_000 {
+	if missed == 0 || read < remembered {
 		t.Errorf("%d were read, %d missed", read, missed)
 	}
 }

@@ -144,10 +144,11 @@ func (a *Audit) watch(ctx context.Context, method string, start time.Time, req a
 	if a == nil {
 		return
 	}
-	underWayOf(ctx).begin = func(node, agent string) {
+	u := underWayOf(ctx)
+	u.begin = func(node, agent string) {
 		e := line(ctx, method, start, req)
 		e.Begun, e.What["node_id"], e.What["agent_id"] = true, node, agent
-		if a.says(ctx, &e, "begun", begunBurst, begunEvery) {
+		if u.said = a.says(ctx, &e, "begun", begunBurst, begunEvery); u.said {
 			a.done.write(e)
 		}
 	}
@@ -164,12 +165,18 @@ func Begins(ctx context.Context, node, agent string) {
 
 // says tells whether a line may be on record that somebody could repeat for ever, and counts it where it isn't.
 func (a *Audit) says(ctx context.Context, e *audited, what string, burst int, every time.Duration) (say bool) {
-	who := e.Who
-	if callerOf(ctx).Identity == (pki.Identity{}) {
+	a.told.at(a.whose(ctx, what), func(r *restraint) { say, e.Omitted = r.say(time.Now(), burst, every) })
+	return say
+}
+
+// whose is what restrains lines of a kind: who calls, or from which host where that isn't known.
+func (a *Audit) whose(ctx context.Context, what string) uint64 {
+	id := callerOf(ctx).Identity
+	who := id.String()
+	if id == (pki.Identity{}) {
 		who = hostOf(callersAddress(ctx)).String()
 	}
-	a.told.at(maphash.String(a.seed, what+"\n"+who), func(r *restraint) { say, e.Omitted = r.say(time.Now(), burst, every) })
-	return say
+	return maphash.String(a.seed, what+"\n"+who)
 }
 
 // call puts a call on record that is worth it.
@@ -192,9 +199,12 @@ func (a *Audit) call(ctx context.Context, method string, start time.Time, req, r
 	}
 	// In the clear nobody is known, and nobody a stranger.
 	stranger := caller.Why != nil && !errors.Is(caller.Why, errInClear)
-	begun := false
+	var begun, said bool
 	if u := underWayOf(ctx); u != nil {
-		begun = u.begun
+		begun, said = u.begun, u.said
+	}
+	if said && err == nil { // it came to a good end, and restrains no other
+		a.told.at(a.whose(ctx, "begun"), func(r *restraint) { r.full = r.full.Add(-begunEvery) })
 	}
 	journal, say := a.done, true
 	switch {
@@ -202,7 +212,7 @@ func (a *Audit) call(ctx context.Context, method string, start time.Time, req, r
 		journal = a.refused
 		a.hosts.at(hostOf(callersAddress(ctx)), func(r *restraint) { say, e.Omitted = r.say(time.Now(), refusedBurst, refusedEvery) })
 	case err != nil && begun:
-		say = a.says(ctx, &e, "begun", begunBurst, begunEvery)
+		say = said || a.says(ctx, &e, "begun", begunBurst, begunEvery) // how it went stands beside that it began
 	case !begun && (err != nil || idle(resp)):
 		journal, say = a.refused, a.says(ctx, &e, "in vain", refusedBurst, refusedEvery)
 	case slices.Contains(policy.Roles, sutrav1.Role_ROLE_AGENT), method == sutrav1.GridMaster_Renew_FullMethodName:

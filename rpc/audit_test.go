@@ -129,7 +129,7 @@ func TestAuditPublishesWhatIsOnRecord(t *testing.T) {
 	// Each method with all that its messages can carry.
 	for i := range sutrav1.File_sutra_v1_grid_master_proto.Services().Get(0).Methods().Len() {
 		m := sutrav1.File_sutra_v1_grid_master_proto.Services().Get(0).Methods().Get(i)
-		if p, _ := PolicyOf(fullMethod(m)); !p.Mutates || m.Name() == "Renew" { // which is upkeep
+		if p, _ := PolicyOf(fullMethod(m)); !p.Mutates || slices.Contains([]protoreflect.Name{"RegisterAgent", "UnregisterAgent", "Renew"}, m.Name()) { // which are upkeep
 			continue
 		}
 		req, resp := dynamicpb.NewMessage(m.Input()), dynamicpb.NewMessage(m.Output())
@@ -394,10 +394,23 @@ func TestAuditTellsWhatBegins(t *testing.T) {
 	if got := lines(t, filepath.Join(dir, refusedFile)); len(got) != 1 || got["user olga SpawnNode Unavailable"] != 1 {
 		t.Errorf("in vain were %v", got)
 	}
-	for range begunBurst { // and who begins things all the time gets so many lines
+	fails = false
+	for i := range begunBurst + 50 { // however much came to a good end, what doesn't is on record
+		if _, err := olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1", RequestId: fmt.Sprint(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fails = true
+	_, err = olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1"})
+	wantError(t, err, NodeDiedEarly, "dead")
+	if got := lines(t, path); got["user olga SpawnNode begun"] != begunBurst+53 || got["user olga SpawnNode OK"] != begunBurst+51 || got["user olga SpawnNode Aborted"] != 2 {
+		t.Errorf("on record is %v", got)
+	}
+	for range begunBurst + 50 { // who begins things in vain all the time gets so many lines
 		_, _ = olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1"})
 	}
-	if got := lines(t, path); got["user olga SpawnNode begun"]+got["user olga SpawnNode Aborted"] > begunBurst+20 {
+	got := lines(t, path)
+	if ended := got["user olga SpawnNode Aborted"]; ended > begunBurst+20 || got["user olga SpawnNode begun"]-got["user olga SpawnNode OK"] != ended {
 		t.Errorf("on record is %v", got)
 	}
 	Begins(t.Context(), "node-1", "a1") // of no call

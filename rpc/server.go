@@ -114,9 +114,10 @@ type underWay struct {
 	late   atomic.Bool
 	// refused is why its request isn't read; nil where it is.
 	refused *Error
-	// begin puts on record that it begins to have an effect; nil where nothing is on record. begun: it was called.
+	// begin puts on record that it begins to have an effect; nil where nothing is on record. begun: it was called; said: there is a line.
 	begin func(node, agent string)
 	begun bool
+	said  bool
 }
 
 // Err says why it has ended.
