@@ -119,7 +119,16 @@ func TestBanOfAPerson(t *testing.T) {
 	g.StartMaster()
 	page = reader(t, filepath.Join(home, "credentials", grid+".pem"), grid)
 	out("after a restart")
+	onOne := as(t, g, pki.UserIdentity(grid, "anna", sutrav1.Role_ROLE_VIEWER))
+	if _, err := onOne.ListNodes(t.Context(), &sutrav1.ListNodesRequest{}); rpc.ReasonOf(err) != rpc.Banned {
+		t.Errorf("banned, her call says %v", err)
+	}
 	g.MustRun("users", "unban", "anna")
+	for range 40 { // more than a stranger may
+		if _, err := onOne.ListNodes(t.Context(), &sutrav1.ListNodesRequest{}); err != nil {
+			t.Fatalf("banned no more, her call says %v", err)
+		}
+	}
 	g.MustRun(at("status")...)
 	if r := g.Run("login", "--home", filepath.Join(g.Dir, "bob"), "--master", g.Endpoint, "--token", kept, "--name", "bob"); r.Code != 0 {
 		t.Errorf("with the token that she made: %+v", r)

@@ -74,9 +74,10 @@ func (s *service) unban(ctx context.Context, b *sutrav1.BanRecord) (banned bool,
 		return false, persisted(err)
 	}
 	s.access.mu.Lock()
-	defer s.access.mu.Unlock()
 	banned = s.access.bans[whomOf(b)] != nil
 	delete(s.access.bans, whomOf(b))
+	s.access.mu.Unlock()
+	s.expel() // what it has is a stranger's connection
 	return banned, nil
 }
 
