@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -10,6 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/sutra-grid/sutra/e2e/harness"
@@ -118,7 +124,7 @@ func TestMoveToAnotherRoot(t *testing.T) {
 	refused(t, g, 7, "AGENTS_LEFT", []string{"agent-c, agent-d", "--force"}, "ca", "retire", "--apply")
 	launch("agent-c") // its certificate may have expired
 	moved(t, g, "agent-a", "agent-b", "agent-c")
-	refused(t, g, 7, "AGENTS_LEFT", []string{"1 agents", "agent-d"}, "ca", "retire", "--apply")
+	refused(t, g, 7, "AGENTS_LEFT", []string{"retired: agent-d"}, "ca", "retire", "--apply")
 
 	stop = calling(t, g, nodes[0])
 	g.MustRun(at("first", "status")...) // its identity is by the newest root, and is renewed where it is due
@@ -149,6 +155,41 @@ func TestMoveToAnotherRoot(t *testing.T) {
 	moved(t, g, "agent-a", "agent-b", "agent-c", "agent-d")
 	g.MustRun("ca", "retire", "--apply")
 	takenUp(t, g, nodes)
+}
+
+// Whoever took the old root's keys commands no agent once that root is retired, long before the agents' certificates end.
+func TestARetiredRootCommandsNobody(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster("--certificate-life", "300s") // half a minute is a tenth of it
+	g.StartAgent("agent-001", manyProfiles)
+	_, grid := g.Authority()
+	forged := stolen(t, g).forge(grid, func(c *x509.Certificate) { c.URIs[0].Path, c.Subject.Organization = "/master/m", nil })
+	config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{forged}}
+	conn, err := grpc.NewClient("passthrough:///"+agentOf(t, g, "agent-001").GetEndpoint(), grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	command := func() error {
+		_, err := sutrav1.NewGridAgentClient(conn).ListNodes(t.Context(), &sutrav1.GridAgentListNodesRequest{AgentId: "agent-001"})
+		return err
+	}
+	g.MustRun("ca", "rotate", "--apply")
+	g.BecomeAdmin()
+	moved(t, g, "agent-001")
+	if err := command(); err != nil {
+		t.Fatalf("while both roots are trusted: %v", err)
+	}
+	g.MustRun("ca", "retire", "--apply")
+	harness.Await(t, "the agent to trust the old root no more", func() error {
+		if code := status.Code(command()); code != codes.Unauthenticated {
+			return fmt.Errorf("it says %v", code)
+		}
+		return nil
+	})
+	g.AwaitAgent("agent-001", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	g.MustRun("status")
 }
 
 // The master is killed at any step of a rotation: the grid has the one root or both, all get on with either, and the move can be
@@ -218,7 +259,7 @@ func TestTheOlderRootRetiresByItself(t *testing.T) {
 		authority, _ := g.Authority()
 		if !authority.Rotated().IsZero() {
 			var err error
-			if authority, err = authority.Retire(); err != nil {
+			if authority, err = authority.Retire(time.Now()); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -431,7 +431,7 @@ func TestExpelEndsTheConnectionsOfARetiredRoot(t *testing.T) {
 	if err := errors.Join(beat(t.Context(), s.client), second()); err != nil || s.accepted.Load() != 2 {
 		t.Errorf("while both roots are trusted: %v, %d connections, want 2", err, s.accepted.Load())
 	}
-	after, err := during.Retire()
+	after, err := during.Retire(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -103,9 +103,9 @@ func (i *identity) orJoin(ctx context.Context, master string, refused error) err
 		return nil
 	}
 	was, is := rpc.AsError(refused), rpc.AsError(err)
-	hint := was.Hint
-	if is.Reason == rpc.TokenRefused {
-		hint = is.Hint
+	hint := is.Hint
+	if is.Reason == rpc.UntrustedPeer || rpc.Unanswered(is) { // which tells nothing new
+		hint = was.Hint
 	}
 	return rpc.Errorf(was.Reason, "%s; it couldn't join anew either: %s", was.Message, is.Message).WithHint("%s", hint)
 }

@@ -109,6 +109,9 @@ func retireAuthority(cctx *cli.Context, s *session) error {
 	if err := s.redial(cctx.Context, func(*pki.Credentials) bool { return true }); err != nil {
 		return err
 	}
+	if s.unsaved != nil {
+		return fmt.Errorf("this account would be cut off: its identity was renewed, and can't be kept: %w", s.unsaved)
+	}
 	oldest := now.GetRoots()[len(now.GetRoots())-1].GetRoot()
 	retired, err := s.master.RetireAuthority(cctx.Context, &sutrav1.RetireAuthorityRequest{Root: oldest, Force: cctx.Bool("force")})
 	if err != nil {

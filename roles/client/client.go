@@ -154,6 +154,8 @@ type session struct {
 	// own are this account's identities, and files where each is kept.
 	own   []*pki.Credentials
 	files map[*pki.Credentials]string
+	// unsaved is why one of them that was renewed couldn't be kept; nil where all were.
+	unsaved error
 	// announced is the master that the home names; zero where the endpoint came from elsewhere.
 	announced config.Local
 	// call is how the person calls a verb that is to ask the same master, up to the verb.

@@ -50,7 +50,7 @@ func login(cctx *cli.Context, s *session) error {
 	if name == "" {
 		name = accountName()
 	}
-	if err := s.replaceable(token); err != nil {
+	if err := s.replaceable(cctx.Context, token); err != nil {
 		return err
 	}
 	// Whoever lost the answer asks again with the same key, and is answered again although the token is used up.
@@ -84,17 +84,22 @@ func login(cctx *cli.Context, s *session) error {
 }
 
 // replaceable tells why a token of a grid mustn't be spent in this home: an account has one identity in a grid, and which role a
-// token gives shows when it is spent. Nobody is to lose an operator's or an admin's for less, and unasked.
-func (s *session) replaceable(token pki.Token) error {
-	all, files, err := credentials(s.home)
-	if err != nil {
-		return err
-	}
-	for _, c := range all {
-		if c.Trusts(token.Root) && c.Identity.Role != sutrav1.Role_ROLE_VIEWER && !time.Now().After(c.Expires) && files[c] == config.Credentials(s.home, c.Identity.Grid) {
+// token gives shows when it is spent. Nobody is to lose an operator's or an admin's for less, and unasked. Where the identity has another
+// root than the token, the master tells whether the grid moves from the one to the other.
+func (s *session) replaceable(ctx context.Context, token pki.Token) error {
+	for _, c := range s.own {
+		if c.Identity.Role == sutrav1.Role_ROLE_VIEWER || time.Now().After(c.Expires) || s.files[c] != config.Credentials(s.home, c.Identity.Grid) {
+			continue
+		}
+		ours := c.Trusts(token.Root)
+		if !ours {
+			_, err := s.master.GetClusterStatus(ctx, &sutrav1.GetClusterStatusRequest{})
+			ours = err == nil && c.Outdated()
+		}
+		if ours {
 			return &UsageError{
 				Message: fmt.Sprintf("this account is %s in that grid already, with the role %s, and would be that no more", c.Identity, pki.RoleWord(c.Identity.Role)),
-				Hint: "keep the other identity elsewhere: sutra login --home FOLDER ...; or give this one up, and remove " + files[c] +
+				Hint: "keep the other identity elsewhere: sutra login --home FOLDER ...; or give this one up, and remove " + s.files[c] +
 					" (on the master's host, the next start of the master leaves an admin's there again)",
 			}
 		}
@@ -160,7 +165,9 @@ func (s *session) renewed(
 			continue // the verb's own call says what is the matter
 		}
 		all[i], files[again] = again, files[c]
-		_ = again.Save(files[c]) // else it is renewed again the next time
+		if err := again.Save(files[c]); err != nil { // it is renewed again the next time
+			s.unsaved = err
+		}
 	}
 	return all
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -35,6 +36,8 @@ type access struct {
 	life time.Duration
 	// changing is held by whoever replaces the authority, also while its files are written: nobody else waits for it.
 	changing sync.Mutex
+	// behind: this master, or its host, hasn't got yet what it has from the present authority.
+	behind atomic.Bool
 
 	mu        sync.RWMutex // guards what follows
 	bans      map[whom]*sutrav1.BanRecord

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -38,7 +37,8 @@ func (a *access) replace(by *pki.Authority) {
 	a.authority = by
 }
 
-// shown notes which certificate an agent calls with, and tells whether that is to be renewed, because the grid moves away from its root.
+// shown notes which certificate an agent calls with, and tells whether that is to be renewed: because the grid moves away from its root,
+// or has done so since, and its agent trusts that root still.
 func (a *access) shown(agentID string, cert *x509.Certificate) (renew bool) {
 	if cert == nil {
 		return false
@@ -51,7 +51,7 @@ func (a *access) shown(agentID string, cert *x509.Certificate) (renew bool) {
 		a.certificates[agentID] = cert
 		a.mu.Unlock()
 	}
-	return !authority.Rotated().IsZero() && !authority.Issued(cert)
+	return !authority.Issued(cert)
 }
 
 // certificate is what an agent called with last; nil where it hasn't since this master's start.
@@ -86,10 +86,25 @@ func (s *service) RotateAuthority(ctx context.Context, req *sutrav1.RotateAuthor
 		s.access.replace(next)
 		s.log.Warn().Str("root", name(next.Roots()[0])).Str("before", req.GetRoot()).Msg("the grid moves to another root; both are trusted")
 	}
-	if err := s.anew(ctx, s.access); err != nil { // also where the first try came to here
-		return nil, fmt.Errorf("the grid moves to another root, and its master hasn't all that it has from it: %w", err)
+	if err := s.follow(ctx); err != nil { // also where the first try came to here
+		return nil, rpc.Errorf(rpc.Internal, "the grid moves to another root, and its master hasn't yet all that it has from it: %v", err).
+			WithHint("mend that on the master's host; it goes on by itself within a minute")
 	}
 	return &sutrav1.RotateAuthorityResponse{Authority: s.authority()}, nil
+}
+
+// follow gives this master and its host what they have from another authority, whether or not the caller waits for it. Where that fails
+// it is tried again every now and then (see renew).
+func (s *service) follow(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	s.access.behind.Store(true)
+	err := s.anew(ctx, s.access)
+	if err == nil {
+		err = s.forgetTokens(ctx)
+	}
+	s.access.behind.Store(err != nil)
+	return err
 }
 
 // RetireAuthority: whoever has nothing by the newest root is cut off from here on.
@@ -104,11 +119,11 @@ func (s *service) RetireAuthority(ctx context.Context, req *sutrav1.RetireAuthor
 		return nil, noRoot(req.GetRoot())
 	case at > 0:
 		if cert := rpc.CertificateOf(ctx); cert != nil && !now.Issued(cert) {
-			return nil, rpc.Errorf(rpc.AgentsLeft, "the certificate of %s is by the root that is to be retired, too", caller(ctx)).
-				WithHint("renew it first: sutra ca retire does, from the account that has it")
+			return nil, rpc.Errorf(rpc.AgentsLeft, "the certificate of %s, who asks for it, is by the root that is to be retired, too", caller(ctx)).
+				WithHint("see why this account's identity isn't renewed: its file under credentials/ must be this account's to write")
 		}
 		if left := s.authority().GetAgentsLeft(); len(left) > 0 && !req.GetForce() {
-			return nil, rpc.Errorf(rpc.AgentsLeft, "%d agents would be cut off, whose certificates are by the root that is to be retired: %s", len(left), few(left)).
+			return nil, rpc.Errorf(rpc.AgentsLeft, "these would be cut off, whose certificates are by the root that is to be retired: %s", few(left)).
 				WithHint("wait until they have moved, which takes those that are there half a minute; or cut them off, to join anew with a token: sutra ca retire --apply --force")
 		}
 		if err := s.retire(ctx, now); err != nil {
@@ -123,26 +138,27 @@ func (s *service) retire(ctx context.Context, now *pki.Authority) error {
 	err := s.store.SaveRoot(name(now.Roots()[0])) // else the next start could take what is left for another authority
 	var next *pki.Authority
 	if err == nil {
-		next, err = now.Retire()
+		next, err = now.Retire(time.Now())
 	}
 	if err != nil {
 		return rpc.Errorf(rpc.Internal, "the older root is trusted as before: %v", err).WithHint("mend that on the master's host, and repeat it")
 	}
 	s.access.replace(next)
 	s.log.Warn().Str("root", name(now.Roots()[1])).Msg("the grid has moved to another root; the one before is trusted no more")
-	err = errors.Join(s.anew(ctx, s.access), s.forgetTokens(ctx, name(now.Roots()[1])))
+	err = s.follow(ctx)
 	s.expel()
 	if err != nil {
-		return fmt.Errorf("the older root is trusted no more, and the master hasn't all that it has from the newest: %w", err)
+		return rpc.Errorf(rpc.Internal, "the older root is trusted no more, and the master hasn't yet all that it has from the newest: %v", err).
+			WithHint("mend that on the master's host; it goes on by itself within a minute")
 	}
 	return nil
 }
 
-// forgetTokens forgets the tokens that name a retired root: nobody can join with them any more.
-func (s *service) forgetTokens(ctx context.Context, root string) error {
+// forgetTokens forgets the tokens that name a root which isn't trusted: nobody can join with them any more.
+func (s *service) forgetTokens(ctx context.Context) error {
 	all, err := s.store.Tokens(ctx)
 	for _, t := range all {
-		if err == nil && t.GetRoot() == root {
+		if err == nil && t.GetRoot() != "" && place(s.access.current(), t.GetRoot()) < 0 {
 			_, err = s.store.DeleteToken(ctx, t.GetTokenId())
 		}
 	}
@@ -173,6 +189,9 @@ func (s *service) authority() *sutrav1.Authority {
 	}
 	m.RotatedAt, m.RetiresAt = timestamppb.New(since), timestamppb.New(since.Add(retiredAfter))
 	for _, a := range s.registry.Agents(time.Now()) {
+		if s.access.banned(pki.AgentIdentity(s.access.grid, a.GetAgentId())) != nil {
+			continue // it is kept out anyway
+		}
 		if cert := s.access.certificate(a.GetAgentId()); cert != nil && now.Issued(cert) {
 			m.AgentsMoved = append(m.AgentsMoved, a.GetAgentId())
 		} else {

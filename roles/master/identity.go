@@ -115,14 +115,14 @@ func isHostAdminName(name string) bool {
 	return name == hostAdmin || more && err == nil
 }
 
-// leaveAdmin leaves an admin's identity for this account, unless somebody has joined with it as somebody else, who isn't
-// banned: who can read the authority's keys can't be locked out, and needn't forge anything. In the clear it does nothing.
+// leaveAdmin leaves an admin's identity for this account, unless somebody has joined with it as somebody else, whom the authority
+// vouches for and who isn't banned: who can read the authority's keys can't be locked out, and needn't forge anything. In the clear it does nothing.
 func (m *Master) leaveAdmin(a *access) error {
 	if m.identity == nil {
 		return nil
 	}
 	path := config.Credentials(m.cfg.Home, a.grid)
-	if there, err := pki.Load(path); err == nil && !isHostAdmin(there.Identity) && a.banned(there.Identity) == nil {
+	if there, err := pki.Load(path); err == nil && !isHostAdmin(there.Identity) && a.banned(there.Identity) == nil && a.knows(there) {
 		return nil
 	}
 	for {
@@ -135,6 +135,15 @@ func (m *Master) leaveAdmin(a *access) error {
 			return err
 		}
 	}
+}
+
+// knows tells whether the authority vouches for credentials, or may renew them if they have expired.
+func (a *access) knows(c *pki.Credentials) bool {
+	chain, err := pki.ParseCertificates(c.Chain())
+	if err == nil {
+		_, err = pki.VerifyExpired(chain, a.current().Roots(), a.grid, &c.Key().PublicKey, time.Now(), graceAfterExpiry)
+	}
+	return err == nil
 }
 
 // masterName names this master in its certificate: its host, as far as names may have its letters.
@@ -164,10 +173,18 @@ func (m *Master) renew(ctx context.Context) error {
 	for {
 		now := time.Now()
 		if m.identity.Get().Due(now) {
-			if err := m.renewOwn(a); err != nil {
+			a.changing.Lock() // no other root comes in between
+			err := m.renewOwn(a)
+			a.changing.Unlock()
+			if err != nil {
 				return err
 			}
 			left = false
+		}
+		if a.behind.Load() {
+			if err := m.service.follow(ctx); err != nil {
+				m.cfg.Log.Warn().Err(err).Msg("this master and its host haven't all that they have from the authority; trying on")
+			}
 		}
 		if !left {
 			err := m.leaveAdmin(a)

@@ -122,7 +122,7 @@ func TestTheRootEnds(t *testing.T) {
 		left := func(d time.Duration) { // the authority's root is another, which ends then
 			a := m.service.access
 			if !a.current().Rotated().IsZero() {
-				now, err := a.current().Retire()
+				now, err := a.current().Retire(time.Now())
 				if err != nil {
 					t.Fatal(err)
 				}

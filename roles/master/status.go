@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc/pki"
 	"github.com/sutra-grid/sutra/roles/master/registry"
 )
 
@@ -102,7 +103,8 @@ func (s *service) GetClusterStatus(context.Context, *sutrav1.GetClusterStatusReq
 			if first := resp.GetAgentCertificateExpiresAt(); first == nil || ends.AsTime().Before(first.AsTime()) {
 				resp.AgentCertificateExpiresAt = ends
 			}
-			if ends.AsTime().Sub(now) < s.access.life/6 { // it should have been renewed when a third was left
+			cert := s.access.certificate(a.GetAgentId())
+			if cert != nil && cert.NotAfter.Sub(now) < cert.NotAfter.Sub(pki.Begins(cert))/6 { // it should have been renewed when a third was left
 				resp.Reasons = append(resp.Reasons, fmt.Sprintf("agent %s hasn't renewed its certificate, which ends at %s: its log says why",
 					a.GetAgentId(), ends.AsTime().UTC().Format(time.RFC3339)))
 			}

@@ -87,6 +87,9 @@ func ReadAuthority(dir, grid string) (*Authority, error) {
 		return nil, fmt.Errorf("%s has %d certificates, where one is wanted, or two different ones while the grid moves to another root", rootPath, n)
 	}
 	issuer, err := readPair(issuerPath)
+	if errors.Is(err, fs.ErrNotExist) && len(root.certs) > 1 { // one that the newest root alone vouches for would cut off all who trust the older
+		return nil, fmt.Errorf("%s is lost, without which the grid can't go on to move to another root; put it back from a backup: %w", issuerPath, err)
+	}
 	if errors.Is(err, fs.ErrNotExist) { // it was lost, or the process ended between the two
 		issuer, err = newIssuer(grid, root, time.Now())
 		if err == nil {
@@ -128,6 +131,9 @@ func (a *Authority) Rotate(now time.Time) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the grid's root: %w", err)
 	}
+	if len(before.certs) > 1 { // it does on disk, where an earlier try failed at its end
+		return nil, ErrRotating
+	}
 	root, err := newRoot(a.grid, now)
 	if err != nil {
 		return nil, err
@@ -151,8 +157,9 @@ func (a *Authority) Rotate(now time.Time) (*Authority, error) {
 	return OpenAuthority(a.dir, a.grid)
 }
 
-// Retire ends the trust in the root that was before the newest.
-func (a *Authority) Retire() (*Authority, error) {
+// Retire ends the trust in the root that was before the newest, and makes another issuer: by its certificates one knows who has heard
+// of that, and trusts the older root no more.
+func (a *Authority) Retire(now time.Time) (*Authority, error) {
 	if len(a.roots) == 1 {
 		return nil, ErrNotRotating
 	}
@@ -160,6 +167,13 @@ func (a *Authority) Retire() (*Authority, error) {
 	root, err := readPair(path)
 	if err != nil {
 		return nil, fmt.Errorf("the grid's root: %w", err)
+	}
+	issuer, err := newIssuer(a.grid, root, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := issuer.write(filepath.Join(a.dir, issuerFile)); err != nil {
+		return nil, fmt.Errorf("write the new issuer: %w", err)
 	}
 	root.certs = root.certs[:1]
 	if err := root.write(path); err != nil {

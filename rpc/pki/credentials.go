@@ -26,7 +26,7 @@ type Credentials struct {
 	Begins time.Time
 	cert   tls.Certificate
 	roots  []*x509.Certificate
-	// outdated: a server that they found to be who it says has shown a root that they don't have.
+	// outdated: a server that they found to be who it says has shown other roots than they have.
 	outdated atomic.Bool
 }
 
@@ -125,6 +125,11 @@ func (c *Credentials) SameRoots(other *Credentials) bool {
 	return c == other || slices.EqualFunc(c.roots, other.roots, (*x509.Certificate).Equal)
 }
 
+// sameCertificates tells whether two lists have the same, in whatever order.
+func sameCertificates(a, b []*x509.Certificate) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(c *x509.Certificate) bool { return !contains(b, c) })
+}
+
 func contains(certs []*x509.Certificate, c *x509.Certificate) bool {
 	for _, other := range certs {
 		if other.Equal(c) {
@@ -199,7 +204,7 @@ func (c *Credentials) Due(now time.Time) bool {
 	return !now.Before(c.RenewAt()) || now.Before(c.cert.Leaf.NotBefore)
 }
 
-// Outdated tells whether the grid moves to a root that the credentials don't have, as a server has shown: renewed, they have it.
+// Outdated tells whether the grid has other roots than the credentials, as a server has shown last: renewed, they have the same.
 func (c *Credentials) Outdated() bool { return c.outdated.Load() }
 
 // LookEvery is how often to look whether credentials of such a life are due. Nobody may wait for that with a timer alone: it goes

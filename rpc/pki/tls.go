@@ -62,9 +62,8 @@ func ClientTLS(all func() []*Credentials, want Peer) *tls.Config {
 		for _, c := range all() {
 			id, err := Verify(state.PeerCertificates, c.roots, c.Identity.Grid, x509.ExtKeyUsageServerAuth, time.Now())
 			if err == nil {
-				if slices.ContainsFunc(state.PeerCertificates, func(cert *x509.Certificate) bool { return isRoot(cert) && !contains(c.roots, cert) }) {
-					c.outdated.Store(true)
-				}
+				shown := slices.DeleteFunc(slices.Clone(state.PeerCertificates), func(cert *x509.Certificate) bool { return !isRoot(cert) })
+				c.outdated.Store(!sameCertificates(shown, c.roots))
 				return want.check(id)
 			}
 			if first == nil {

@@ -1974,7 +1974,8 @@ type HeartbeatResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The master misses something: the next beat, due at once, is to be full.
 	WantFull bool `protobuf:"varint,1,opt,name=want_full,json=wantFull,proto3" json:"want_full,omitempty"`
-	// The agent's certificate is by a root that the grid moves away from: it is to be renewed soon.
+	// The agent's certificate is from before the grid moved to another root, or from before the one before was retired: it is to be
+	// renewed soon.
 	WantRenewal   bool `protobuf:"varint,2,opt,name=want_renewal,json=wantRenewal,proto3" json:"want_renewal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
