@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -202,6 +203,10 @@ func TestNoGridIsLeftWithoutAnAdmin(t *testing.T) {
 
 	// One who has joined as somebody else on that account is that, until they are banned.
 	token := strings.TrimSpace(g.MustRun("token", "create", "--role", "admin"))
+	refused(t, g, 2, "USAGE", []string{"this account is user admin"}, "login", "--token", token, "--name", "carl")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
 	g.MustRun("login", "--token", token, "--name", "carl")
 	is("carl")
 	ban("admin")

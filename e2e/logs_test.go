@@ -227,7 +227,7 @@ func TestFollowOutlastsCertificates(t *testing.T) {
 	if bytes.Contains(follower.Log(), []byte("waiting for ")) {
 		t.Errorf("it says that it waits:\n%.2000s", follower.Log())
 	}
-	if lines, _ := onRecord(t, filepath.Join(g.Home, "master", "audit.log")); !slices.Contains(lines, "user anna Renew OK") {
+	if lines, _ := onRecord(t, filepath.Join(g.Home, "master", "upkeep.log")); !slices.Contains(lines, "user anna Renew OK") {
 		t.Errorf("she didn't renew before it was too late: %q", lines)
 	}
 	for _, record := range []string{filepath.Join("master", "refused.log"), filepath.Join("agents", "a1", "refused.log")} {

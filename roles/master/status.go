@@ -8,8 +8,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
-	"github.com/sutra-grid/sutra/rpc/pki"
 	"github.com/sutra-grid/sutra/roles/master/registry"
+	"github.com/sutra-grid/sutra/rpc/pki"
 )
 
 // maxReasons bounds what GetClusterStatus explains.
