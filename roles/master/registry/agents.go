@@ -28,6 +28,9 @@ func (r *Registry) Claim(a *sutrav1.Agent, now time.Time) (*sutrav1.Agent, error
 		known = &agent{known: now, live: health.NewLiveness(r.thresholds, r.awake(now))}
 		r.agents[id] = known
 	}
+	if soon := known.tooSoon(id, now); soon != nil {
+		return nil, soon
+	}
 	for _, other := range []*sutrav1.Agent{known.info, known.claim} {
 		if other == nil {
 			continue

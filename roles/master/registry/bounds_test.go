@@ -7,6 +7,7 @@ import (
 	"time"
 
 	sutrav1 "github.com/sutra-grid/sutra/proto/sutra/v1"
+	"github.com/sutra-grid/sutra/rpc"
 )
 
 // What an agent makes up fills no master; what is wanted there is believed all the same.
@@ -53,4 +54,31 @@ func TestAnAgentThatMakesNodesUp(t *testing.T) {
 	if g.Ignored() != nil || g.node("n").Node.GetPhase() != running {
 		t.Error("a node that can be wasn't taken in")
 	}
+}
+
+// Each registration is written down: one agent's can't fill the disk.
+func TestAnAgentThatRegistersAllTheTime(t *testing.T) {
+	g := newGrid(t)
+	taken := 0
+	claim := func(id string) error {
+		_, err := g.Claim(host(id), g.now)
+		return err
+	}
+	for range 3 * claimBurst {
+		if claim("a") == nil {
+			taken++
+		}
+	}
+	if taken != claimBurst {
+		t.Errorf("%d registrations at once were taken, want %d", taken, claimBurst)
+	}
+	wantReason(t, claim("a"), rpc.TooManyRequests)
+	if err := claim("b"); err != nil {
+		t.Errorf("another agent: %v", err)
+	}
+	g.pass(claimEvery)
+	if err := claim("a"); err != nil {
+		t.Errorf("later: %v", err)
+	}
+	wantReason(t, claim("a"), rpc.TooManyRequests)
 }

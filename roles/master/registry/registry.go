@@ -52,6 +52,8 @@ type agent struct {
 	inventory bool
 	// claim is the registration that is being persisted; nil where none is.
 	claim *sutrav1.Agent
+	// claims is when as many registrations as a burst may come at once again.
+	claims time.Time
 }
 
 // node is one node: wanted (record), seen, or both.
