@@ -410,7 +410,9 @@ func TestAuditTellsWhatBegins(t *testing.T) {
 		_, _ = olga.SpawnNode(t.Context(), &sutrav1.SpawnNodeRequest{AgentId: "a1"})
 	}
 	got := lines(t, path)
-	if ended := got["user olga SpawnNode Aborted"]; ended > begunBurst+20 || got["user olga SpawnNode begun"]-got["user olga SpawnNode OK"] != ended {
+	// One may end when there is room for a line again that there wasn't when it began.
+	ended, began := got["user olga SpawnNode Aborted"], got["user olga SpawnNode begun"]-got["user olga SpawnNode OK"]
+	if ended > begunBurst+20 || ended < began || ended > began+20 {
 		t.Errorf("on record is %v", got)
 	}
 	Begins(t.Context(), "node-1", "a1") // of no call

@@ -47,7 +47,7 @@ func (s *service) free(t *sutrav1.TokenRecord, known *sutrav1.IdentityRecord, id
 		}
 		return nil
 	}
-	if t.GetLocal() && known.GetLocal() && s.registry.Taken(id.Name, now) == nil {
+	if t.GetLocal() && known.GetLocal() {
 		return nil // the agent is this host's own, and has lost its identity
 	}
 	if live := s.registry.Taken(id.Name, now); live != nil {
