@@ -511,7 +511,8 @@ func calling(t *testing.T, g *harness.Grid, node *sutrav1.Node) (stop func() int
 func TestExpiredAgent(t *testing.T) {
 	t.Parallel()
 	g := harness.New(t)
-	g.StartMaster("--certificate-life", "1s", "--degraded-after", "2s", "--offline-after", "3s")
+	// Certificates end at whole seconds: one of a second may last for none.
+	g.StartMaster("--certificate-life", "2s", "--degraded-after", "2s", "--offline-after", "3s")
 	agent := g.StartAgent("agent-001", manyProfiles)
 	nodes := spawnMany(t, g, 2, &sutrav1.SpawnNodeRequest{Profile: "sleep"})
 	agent.Signal(syscall.SIGSTOP)
