@@ -264,7 +264,7 @@ func (i *identity) keep(ctx context.Context, master func() string) {
 				event = event.Str("hint", hint)
 			}
 			event.Msg("identity not renewed; trying on")
-			pause := min(max(c.Life()/20, time.Second), time.Minute)
+			pause := c.Pause()
 			sleep(ctx, pause/2+rand.N(pause/2))
 		}
 		select {

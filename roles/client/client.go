@@ -227,7 +227,7 @@ func (c *client) verb(strayFlag string, do func(*cli.Context, *session) error) c
 		s.master = sutrav1.NewGridMasterClient(s)
 		err = do(cctx, s)
 		// Where the grid moves to another root, as the calls have shown, the move may be over at the next verb.
-		s.renewed(cctx.Context, s.own, s.files, (*pki.Credentials).Outdated)
+		s.renewOwn(cctx.Context, (*pki.Credentials).Outdated)
 		return err
 	}
 }
@@ -241,12 +241,12 @@ func (s *session) dial(ctx context.Context, due func(*pki.Credentials) bool) err
 		s.channel = rpc.Master(s.endpoint, nil, nil)
 		return nil
 	}
-	all, files, err := credentials(s.home)
-	if err != nil {
+	var err error
+	if s.own, s.files, err = credentials(s.home); err != nil {
 		return err
 	}
-	all = s.renewed(ctx, all, files, due)
-	s.own, s.files = all, files
+	s.renewOwn(ctx, due)
+	all := s.own
 	s.channel = rpc.Master(s.endpoint, func() []*pki.Credentials { return all }, nil)
 	return nil
 }

@@ -24,7 +24,7 @@ func (c *client) eventsCommand() *cli.Command {
 		UsageText: "sutra events [--follow] [--since WHEN]",
 		Description: `Prints the calls that changed something, with who made them and how they ended, the changes of agents'
 health and those of nodes' phases, as the master learned of them. It remembers the last few thousand since
-its start; all calls are in its record, audit.log. With --follow it goes on, also across restarts of the
+its start; what lasts is its record, audit.log. With --follow it goes on, also across restarts of the
 master, and says where events are missing. With -o json each event is one line: {"event":{...}}, and
 where some are missing: {"missed":{"count":...,"restarted":...}}.
 

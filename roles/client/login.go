@@ -146,17 +146,16 @@ const renewalTime = 2 * time.Second
 // renewalDue tells whether it is time to renew.
 func renewalDue(c *pki.Credentials) bool { return c.Due(time.Now()) }
 
-// renewed renews those of the credentials that are due, or all, and whose grid this master's is. What can't be renewed is used as it is.
-func (s *session) renewed(
-	ctx context.Context, all []*pki.Credentials, files map[*pki.Credentials]string, due func(*pki.Credentials) bool,
-) []*pki.Credentials {
+// renewOwn renews those of this account's identities that are due, or all, and whose grid this master's is. What can't be renewed is used
+// as it is.
+func (s *session) renewOwn(ctx context.Context, due func(*pki.Credentials) bool) {
 	limit := renewalTime
 	if s.timeout > 0 {
 		limit = min(limit, s.timeout)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	for i, c := range all {
+	for i, c := range s.own {
 		if !due(c) {
 			continue
 		}
@@ -164,12 +163,11 @@ func (s *session) renewed(
 		if err != nil {
 			continue // the verb's own call says what is the matter
 		}
-		all[i], files[again] = again, files[c]
-		if err := again.Save(files[c]); err != nil { // it is renewed again the next time
+		s.own[i], s.files[again] = again, s.files[c]
+		if err := again.Save(s.files[c]); err != nil { // it is renewed again the next time
 			s.unsaved = err
 		}
 	}
-	return all
 }
 
 // renew has the master give an identity another certificate.
@@ -221,7 +219,7 @@ func (s *session) keep(ctx context.Context) {
 			}
 			wait := time.Until(c.RenewAt())
 			if wait <= 0 { // it wasn't renewed
-				wait = min(max(c.Expires.Sub(c.Begins)/20, time.Second), time.Minute)
+				wait = c.Pause()
 			}
 			next = min(next, wait)
 		}

@@ -3,7 +3,6 @@ package master
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -245,15 +244,15 @@ func (s *service) CreateToken(ctx context.Context, req *sutrav1.CreateTokenReque
 		return nil, err
 	}
 	now := time.Now()
-	root := s.access.current().Roots()[0]
-	token, err := pki.NewToken(sha256.Sum256(root.Raw))
+	authority := s.access.current()
+	token, err := pki.NewToken(authority.Hash())
 	if err != nil {
 		return nil, err
 	}
 	rec := &sutrav1.TokenRecord{
 		TokenId: token.ID, SecretSha256: token.SecretHash(), Role: role, AgentId: req.GetAgentId(), Name: req.GetName(), UsesLeft: uses,
 		CreatedAt: timestamppb.New(now), ExpiresAt: timestamppb.New(now.Add(life)), CreatedBy: caller(ctx),
-		Root: name(root),
+		Root: name(authority.Roots()[0]),
 	}
 	if err := s.store.SaveToken(ctx, rec); err != nil {
 		return nil, persisted(err)

@@ -93,8 +93,8 @@ func (s *service) RotateAuthority(ctx context.Context, req *sutrav1.RotateAuthor
 	return &sutrav1.RotateAuthorityResponse{Authority: s.authority()}, nil
 }
 
-// follow gives this master and its host what they have from another authority, whether or not the caller waits for it. Where that fails
-// it is tried again every now and then (see renew).
+// follow gives this master and its host what they have from another authority, whether or not the caller waits for it, and ends the
+// connections that rest on none of its roots. Where that fails it is tried again every now and then (see renew). Needs changing.
 func (s *service) follow(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
@@ -103,6 +103,7 @@ func (s *service) follow(ctx context.Context) error {
 	if err == nil {
 		err = s.forgetTokens(ctx)
 	}
+	s.expel() // by the roots that this master shows by now
 	s.access.behind.Store(err != nil)
 	return err
 }
@@ -145,9 +146,7 @@ func (s *service) retire(ctx context.Context, now *pki.Authority) error {
 	}
 	s.access.replace(next)
 	s.log.Warn().Str("root", name(now.Roots()[1])).Msg("the grid has moved to another root; the one before is trusted no more")
-	err = s.follow(ctx)
-	s.expel()
-	if err != nil {
+	if err := s.follow(ctx); err != nil {
 		return rpc.Errorf(rpc.Internal, "the older root is trusted no more, and the master hasn't yet all that it has from the newest: %v", err).
 			WithHint("mend that on the master's host; it goes on by itself within a minute")
 	}

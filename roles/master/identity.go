@@ -2,7 +2,6 @@ package master
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -181,8 +180,14 @@ func (m *Master) renew(ctx context.Context) error {
 			}
 			left = false
 		}
-		if a.behind.Load() {
-			if err := m.service.follow(ctx); err != nil {
+		if a.behind.Load() { // or somebody is at it
+			a.changing.Lock()
+			var err error
+			if a.behind.Load() {
+				err = m.service.follow(ctx)
+			}
+			a.changing.Unlock()
+			if err != nil {
 				m.cfg.Log.Warn().Err(err).Msg("this master and its host haven't all that they have from the authority; trying on")
 			}
 		}
@@ -258,14 +263,14 @@ func (m *Master) leaveToken(ctx context.Context, a *access) error {
 
 // makeToken makes a token for agents of this host and leaves it in a file.
 func (m *Master) makeToken(ctx context.Context, a *access, path string) error {
-	root := a.current().Roots()[0]
-	token, err := pki.NewToken(sha256.Sum256(root.Raw))
+	authority := a.current()
+	token, err := pki.NewToken(authority.Hash())
 	if err != nil {
 		return err
 	}
 	rec := &sutrav1.TokenRecord{
 		TokenId: token.ID, SecretSha256: token.SecretHash(), Role: sutrav1.Role_ROLE_AGENT, Local: true, CreatedAt: timestamppb.Now(),
-		CreatedBy: "master", Root: name(root),
+		CreatedBy: "master", Root: name(authority.Roots()[0]),
 	}
 	if err := m.store.SaveToken(ctx, rec); err != nil {
 		return err

@@ -213,6 +213,9 @@ func LookEvery(life time.Duration) time.Duration {
 	return min(max(life/10, 100*time.Millisecond), time.Minute)
 }
 
+// Pause is how long to wait after a renewal that failed.
+func (c *Credentials) Pause() time.Duration { return min(max(c.Life()/20, time.Second), time.Minute) }
+
 // Life is how long the certificate lasts.
 func (c *Credentials) Life() time.Duration { return c.Expires.Sub(c.Begins) }
 
