@@ -97,6 +97,127 @@ func personsToken(t *testing.T, g *harness.Grid, role string, args ...string) st
 
 const asAgent, asPerson = sutrav1.Role_ROLE_AGENT, sutrav1.Role_ROLE_UNSPECIFIED
 
+// A second host, that is a second home, joins with one token and one command; nobody joins with the same token again.
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	run := func(home string, args ...string) harness.Result {
+		return g.Run(append(args, "--home", filepath.Join(g.Dir, home))...)
+	}
+	token := strings.TrimSpace(g.MustRun("token", "create", "--agent-id", "agent-b"))
+	file := g.AgentFile("agent-b", manyProfiles)
+	g.LaunchAgent("agent-b", file, "--home", filepath.Join(g.Dir, "b"), "--join-token", token)
+	g.AwaitAgent("agent-b", sutrav1.AgentHealth_AGENT_HEALTH_HEALTHY)
+	node := g.Spawn(&sutrav1.SpawnNodeRequest{AgentId: "agent-b", Profile: "sleep"})
+	again := run("c", "agent", "--config", file, "--join-token", token)
+	if again.Code != 6 || !strings.Contains(again.Stderr, "was used up (TOKEN_REFUSED)") || !strings.Contains(again.Stderr, "sutra token create") {
+		t.Errorf("the same token again: %+v", again)
+	}
+	// People.
+	viewer := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer", "--uses", "2"))
+	for _, home := range []string{"v1", "v2"} {
+		if r := run(home, "login", "--master", g.Endpoint, "--token", viewer, "--name", home); r.Code != 0 || !strings.Contains(r.Stdout, "as user "+home+", with the role viewer") {
+			t.Errorf("login: %+v", r)
+		}
+		if r := run(home, "status", "--master", g.Endpoint); r.Code != 0 {
+			t.Errorf("status of a viewer: %+v", r)
+		}
+		if r := run(home, "stop", "-n", node.GetNodeId(), "--master", g.Endpoint); r.Code != 6 || !strings.Contains(r.Stderr, "(PERMISSION_DENIED)") {
+			t.Errorf("stop by a viewer: %+v", r)
+		}
+	}
+	if r := run("v3", "login", "--master", g.Endpoint, "--token", viewer); r.Code != 6 || !strings.Contains(r.Stderr, "was used up") {
+		t.Errorf("a third login with two uses: %+v", r)
+	}
+	if r := run("nobody", "status", "--master", g.Endpoint); r.Code != 6 || !strings.Contains(r.Stderr, "(UNTRUSTED_PEER)") || !strings.Contains(r.Stderr, "sutra login") {
+		t.Errorf("status of nobody: %+v", r)
+	}
+
+	// Tokens that are none, or not for this.
+	other := harness.New(t)
+	other.StartMaster()
+	foreign := strings.TrimSpace(other.MustRun("token", "create", "--role", "viewer"))
+	revoked := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer"))
+	g.MustRun("token", "revoke", strings.Split(revoked, ":")[2])
+	fresh := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer"))
+	short := strings.TrimSpace(g.MustRun("token", "create", "--role", "viewer", "--ttl", "1s", "--uses", "10000"))
+	forAgents := strings.TrimSpace(g.MustRun("token", "create"))
+	parts := strings.Split(fresh, ":")
+	over := time.Now().Add(time.Second) // its end, or after it
+	harness.Await(t, "the token's end", func() error {
+		if now := time.Now(); !now.After(over) {
+			return fmt.Errorf("it is %s only", now)
+		}
+		return nil
+	})
+	for says, token := range map[string]string{
+		"isn't known here":          revoked,
+		"expired at":                short,
+		"has another secret":        strings.Join([]string{parts[0], parts[1], parts[2], strings.Split(viewer, ":")[3]}, ":"),
+		"is for the role agent":     forAgents,
+		"the token is cut off":      fresh[:len(fresh)-7],
+		"is of another grid":        foreign,
+		"that is no join token":     "hello",
+		"the token's id is damaged": strings.Replace(fresh, parts[2], "x"+parts[2][1:]+"!", 1),
+	} {
+		r := run("x", "login", "--master", g.Endpoint, "--token", token)
+		if r.Code != 6 || !strings.Contains(r.Stderr, says) || !strings.Contains(r.Stderr, "hint: ") {
+			t.Errorf("want %q: %+v", says, r)
+		}
+		if secret := strings.Split(token, ":"); len(secret) == 4 && strings.Contains(r.Stderr, secret[3]) {
+			t.Errorf("the error shows the secret: %s", r.Stderr)
+		}
+	}
+	if files, err := filepath.Glob(filepath.Join(g.Dir, "x", "credentials", "*.pem")); err != nil || len(files) > 0 {
+		t.Errorf("refused, and there is %v, %v", files, err)
+	}
+}
+
+// Of two agents that come with one token at the same time, one joins.
+func TestTokenIsUsedOnce(t *testing.T) {
+	t.Parallel()
+	g := harness.New(t)
+	g.StartMaster()
+	for round := range 2 { // those who come too late fail, and a host that fails often has to wait
+		secret := g.Token()
+		token, err := pki.ParseToken(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const joiners = 8
+		errs := make([]error, joiners)
+		var group sync.WaitGroup
+		for i := range joiners {
+			group.Go(func() {
+				_, request, err := pki.NewRequest()
+				if err != nil {
+					errs[i] = err
+					return
+				}
+				channel := rpc.Join(g.Endpoint, token)
+				defer channel.Close()
+				_, errs[i] = sutrav1.NewGridMasterClient(channel).Enroll(t.Context(), &sutrav1.EnrollRequest{
+					TokenId: token.ID, TokenSecret: token.Secret[:], CertificateRequest: request, Name: fmt.Sprintf("agent-%d-%d", round, i), Role: sutrav1.Role_ROLE_AGENT,
+				})
+			})
+		}
+		group.Wait()
+		joined := 0
+		for _, err := range errs {
+			switch {
+			case err == nil:
+				joined++
+			case rpc.ReasonOf(err) != rpc.TokenRefused:
+				t.Errorf("refused with %v", err)
+			}
+		}
+		if joined != 1 {
+			t.Errorf("%d joined with a token for one", joined)
+		}
+	}
+}
+
 // One use of a token gives one identity: who asks again, because the answer was lost, gets the same, and no other.
 func TestOneUseGivesOneIdentity(t *testing.T) {
 	t.Parallel()

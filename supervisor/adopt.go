@@ -70,12 +70,6 @@ func (u *Unit) kinIn(g group) kin {
 	return k
 }
 
-// leads tells whether a process leads its session, as everything that a supervisor forks does.
-func leads(pid int) bool {
-	st, err := readStat(pid)
-	return err == nil && st.session == pid
-}
-
 // endLeftovers ends what a process left behind that is gone itself, so that its port and its files are free. It returns
 // false where the unit was let go before.
 func (u *Unit) endLeftovers() bool {

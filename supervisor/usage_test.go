@@ -67,3 +67,9 @@ func TestUsageOfThisProcess(t *testing.T) {
 		t.Errorf("nobody uses %s", got)
 	}
 }
+
+// leads tells whether a process leads its session, as everything that a supervisor forks does.
+func leads(pid int) bool {
+	st, err := readStat(pid)
+	return err == nil && st.session == pid
+}
